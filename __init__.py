@@ -1,0 +1,1 @@
+"""ColorFLUX: colorizes old photos with FLUX.1, a gray ControlNet, Redux and a Pro-DPO LoRA."""
