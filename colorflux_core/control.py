@@ -45,7 +45,7 @@ def control_from_transformer(
         attention_head_dim=transformer.config.attention_head_dim,
         num_attention_heads=transformer.config.num_attention_heads,
     )
-    return control.to(device=transformer.device, dtype=transformer.dtype)
+    return control.to(transformer.device).type(transformer.dtype)
 
 
 def control_latents(vae: AutoencoderKL, gray: Tensor) -> Tensor:

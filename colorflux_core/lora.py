@@ -7,16 +7,19 @@ diffusers and in ComfyUI alike.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from peft import LoraConfig, get_peft_model_state_dict
-from safetensors import SafetensorError
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -32,6 +35,7 @@ TARGET_MODULES = (
 )
 """Matched against whole module names, so that the model's head `proj_out` stays out."""
 
+_A = ".lora_A.weight"
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?:transformer\.)?(?P<module>.+)"
     r"\.(?:(?P<half>lora_[AB])(?:\.\w+)?\.weight|alpha)"
@@ -39,16 +43,25 @@ _KEY = re.compile(
 
 
 def add_lora(
-    transformer: FluxTransformer2DModel, rank: int = 32, adapter_name: str = ADAPTER
+    transformer: FluxTransformer2DModel,
+    rank: int = 32,
+    start: str | Path | None = None,
+    adapter_name: str = ADAPTER,
 ) -> list[nn.Parameter]:
-    """Attach a fresh LoRA (A gaussian, B zero: the model's output is unchanged) for training.
+    """Attach a LoRA for training and freeze everything else; returns its parameters, in float32.
 
-    Returns its parameters, in float32 whatever the base's dtype; everything else is frozen.
+    A fresh one has gaussian A and zero B, so the model's output is unchanged. `start` continues
+    from a file instead (Pro-DPO's second stage); the rank is then the file's.
+
+    Raises ColorFluxError as `load_lora`.
     """
-    config = LoraConfig(
-        r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGET_MODULES
-    )
-    transformer.add_adapter(config, adapter_name=adapter_name)
+    if start is None:
+        config = LoraConfig(
+            r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGET_MODULES
+        )
+        transformer.add_adapter(config, adapter_name=adapter_name)
+    else:
+        load_lora(transformer, start, adapter_name=adapter_name)
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.data = parameter.data.float()
@@ -77,7 +90,7 @@ def save_lora(
     """
     weights = get_peft_model_state_dict(transformer, adapter_name=adapter_name)
     state = {f"transformer.{key}": w.detach().cpu().contiguous() for key, w in weights.items()}
-    for module, (a, _) in list(_pairs(state)):
+    for module, a, _ in list(_pairs(state)):
         state[f"transformer.{module}.alpha"] = torch.tensor(float(a.shape[0]))
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -100,7 +113,7 @@ def load_lora(
     Raises ColorFluxError as `load_lora_state`, and when the file fits another model.
     """
     state = load_lora_state(path)
-    _check_fits(state, transformer, path)
+    _layers(state, transformer, path)
     transformer.load_lora_adapter(state, prefix="transformer", adapter_name=adapter_name)
     transformer.set_adapters(adapter_name, scale)
 
@@ -111,26 +124,25 @@ def merge_lora(transformer: FluxTransformer2DModel, path: str | Path, scale: flo
 
     Raises ColorFluxError as `load_lora`.
     """
-    state = load_lora_state(path)
-    _check_fits(state, transformer, path)
-    for module, (a, b) in _pairs(state):
-        weight = transformer.get_submodule(module).weight
-        delta = scale * (b.float() @ a.float()).to(weight.device)
-        weight.copy_(weight.float() + delta)
+    for layer, a, b in _layers(load_lora_state(path), transformer, path):
+        delta = scale * b.float() @ a.float()
+        layer.weight.copy_(layer.weight.float() + delta.to(layer.weight.device))
 
 
 def load_lora_state(path: str | Path) -> dict[str, Tensor]:
-    """The LoRA in `path`, normalised: `normalise` gives the keys.
+    """The LoRA in `path` as `normalise` gives it, with the alpha of diffusers' header if any.
 
     Raises ColorFluxError when the file cannot be read, is no FLUX.1 LoRA, holds something that
     would not be applied, or holds NaN or infinite weights.
     """
     try:
         state = load_file(path)
-    except (OSError, SafetensorError) as error:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise ColorFluxError(f"Cannot read the LoRA {path}: {error}") from error
     try:
-        return normalise(state)
+        return normalise(_header_alphas(state, header) | state)
     except ColorFluxError as error:
         raise ColorFluxError(f"The LoRA {path} cannot be used: {error}") from error
 
@@ -139,13 +151,16 @@ def normalise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Any known FLUX.1 LoRA as `transformer.<module>.lora_{A,B}.weight` pairs with scale 1.
 
     Known: diffusers, peft (bare, `base_model.model.`, with an adapter name), and those that
-    diffusers converts (kohya, xlabs, ...). Alpha is folded into B.
+    diffusers converts (kohya, xlabs). A missing alpha means alpha = rank; any other is folded
+    into B.
 
     Raises ColorFluxError when a key would be dropped, a half is missing or a weight is not finite.
     """
-    for key in state:
+    for key, tensor in state.items():
         if key.startswith(("lora_te", "text_encoder")) or "dora_scale" in key:
-            raise ColorFluxError(f"{key} would be ignored: only LoRAs of the transformer are.")
+            raise ColorFluxError(f"{key} would be ignored; only plain LoRAs of FLUX.1 are read.")
+        if not tensor.isfinite().all():
+            raise ColorFluxError(f"{key} holds NaN or infinite values.")
     if not any(".lora_A." in key for key in state):
         state = _converted(state)
     modules: dict[str, dict[str, Tensor]] = {}
@@ -153,8 +168,6 @@ def normalise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         match = _KEY.fullmatch(key)
         if match is None:
             raise ColorFluxError(f"{key} is not a LoRA weight of FLUX.1.")
-        if not tensor.isfinite().all():
-            raise ColorFluxError(f"{key} holds NaN or infinite values.")
         modules.setdefault(match["module"], {})[match["half"] or "alpha"] = tensor
     result = {}
     for module, parts in modules.items():
@@ -172,27 +185,54 @@ def _converted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     try:
         return FluxPipeline.lora_state_dict(dict(state))
     except (ValueError, KeyError, AssertionError, RuntimeError) as error:
-        raise ColorFluxError(f"not a FLUX.1 LoRA that diffusers can convert ({error}).") from error
+        raise ColorFluxError(f"diffusers knows no such FLUX.1 LoRA ({error}).") from error
 
 
-def _pairs(state: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+def _header_alphas(state: Mapping[str, Tensor], header: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The `.alpha` keys that diffusers' `save_lora_weights` leaves in the file's header."""
+    config = {key.removeprefix("transformer."): value for key, value in header.items()}
+    if "lora_alpha" not in config:
+        return {}
+    if config.get("use_rslora"):
+        raise ColorFluxError("rank-stabilised LoRAs (use_rslora) are not read.")
+    patterns = config.get("alpha_pattern") or {}
+    modules = (key.removesuffix(_A) for key in state if key.endswith(_A))
+    return {
+        f"{module}.alpha": torch.tensor(
+            float(patterns.get(get_pattern_key(patterns, module), config["lora_alpha"]))
+        )
+        for module in modules
+    }
+
+
+def _pairs(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(module, A, B) of a normalised state."""
     for key, a in state.items():
-        if key.endswith(".lora_A.weight"):
-            stem = key.removesuffix(".lora_A.weight")
-            yield stem.removeprefix("transformer."), (a, state[f"{stem}.lora_B.weight"])
+        if key.endswith(_A):
+            stem = key.removesuffix(_A)
+            yield stem.removeprefix("transformer."), a, state[f"{stem}.lora_B.weight"]
 
 
-def _check_fits(
+def _layers(
     state: Mapping[str, Tensor], transformer: FluxTransformer2DModel, path: str | Path
-) -> None:
-    """Refuse what diffusers would skip, pad with zeros or widen the model for."""
-    linear = {n: m for n, m in transformer.named_modules() if isinstance(m, nn.Linear)}
-    for module, (a, b) in _pairs(state):
-        layer = linear.get(module)
-        if layer is None:
-            raise ColorFluxError(f"The LoRA {path} is for another model: {module} is unknown.")
-        if (b.shape[0], a.shape[1]) != layer.weight.shape or a.shape[0] != b.shape[1]:
+) -> list[tuple[nn.Linear, Tensor, Tensor]]:
+    """(layer, A, B) for the whole state; refuses what diffusers would skip, pad or widen for."""
+    linear = {
+        name.removesuffix(".base_layer"): layer
+        for name, layer in transformer.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+    layers = []
+    for module, a, b in _pairs(state):
+        if module not in linear:
+            raise ColorFluxError(f"The LoRA {path} is for another model: no layer {module} here.")
+        layer = linear[module]
+        rank = a.shape[0]
+        expected = (rank, layer.in_features), (layer.out_features, rank)
+        if (a.shape, b.shape) != expected:
             raise ColorFluxError(
-                f"The LoRA {path} is for another model: {module} is {tuple(layer.weight.shape)}, "
-                f"B {tuple(b.shape)}, A {tuple(a.shape)}."
+                f"The LoRA {path} is for another model: at {module}, A and B are {tuple(a.shape)} "
+                f"and {tuple(b.shape)} where {expected[0]} and {expected[1]} fit."
             )
+        layers.append((layer, a, b))
+    return layers
