@@ -6,6 +6,8 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 PHOTO ?= docs/photos/old/stdlib_french-alpine-landscape.jpg
 
+INSTALL := $(VENV)/bin/pip install --quiet --disable-pip-version-check
+
 # By way of the environment, any file name reaches the shell whole.
 export PHOTO
 
@@ -38,10 +40,10 @@ $(VENV)/bin/pip:
 
 # torch goes first and by itself, so that nothing else chooses its build.
 $(VENV)/.headless: pyproject.toml requirements.txt | $(VENV)/bin/pip
-	$(VENV)/bin/pip install --quiet $(TORCH)
-	$(VENV)/bin/pip install --quiet --editable ".[headless]"
+	$(INSTALL) $(TORCH)
+	$(INSTALL) --editable ".[headless]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.headless
-	$(VENV)/bin/pip install --quiet --editable ".[dev]"
+	$(INSTALL) --editable ".[dev]"
 	@touch $@
