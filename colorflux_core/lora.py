@@ -159,7 +159,7 @@ def normalise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in state.items():
         if key.startswith(("lora_te", "text_encoder")) or "dora_scale" in key:
             raise ColorFluxError(f"{key} would be ignored; only plain LoRAs of FLUX.1 are read.")
-        if not tensor.isfinite().all():
+        if not tensor.float().isfinite().all():
             raise ColorFluxError(f"{key} holds NaN or infinite values.")
     if not any(".lora_A." in key for key in state):
         state = _converted(state)
@@ -174,10 +174,14 @@ def normalise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not {"lora_A", "lora_B"} <= parts.keys():
             raise ColorFluxError(f"{module} has only {', '.join(parts)}; A and B are both needed.")
         a, b = parts["lora_A"], parts["lora_B"]
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+            raise ColorFluxError(f"{module}: A {tuple(a.shape)}, B {tuple(b.shape)} do not match.")
         if "alpha" in parts:
             b = b * (parts["alpha"].item() / a.shape[0])
         result[f"transformer.{module}.lora_A.weight"] = a
         result[f"transformer.{module}.lora_B.weight"] = b
+    if not result:
+        raise ColorFluxError("the file holds no weights.")
     return result
 
 
@@ -227,12 +231,11 @@ def _layers(
         if module not in linear:
             raise ColorFluxError(f"The LoRA {path} is for another model: no layer {module} here.")
         layer = linear[module]
-        rank = a.shape[0]
-        expected = (rank, layer.in_features), (layer.out_features, rank)
-        if (a.shape, b.shape) != expected:
+        given, expected = (b.shape[0], a.shape[1]), (layer.out_features, layer.in_features)
+        if given != expected:
             raise ColorFluxError(
-                f"The LoRA {path} is for another model: at {module}, A and B are {tuple(a.shape)} "
-                f"and {tuple(b.shape)} where {expected[0]} and {expected[1]} fit."
+                f"The LoRA {path} is for another model: at {module} it is {given[0]}x{given[1]}, "
+                f"this model is {expected[0]}x{expected[1]}."
             )
         layers.append((layer, a, b))
     return layers
