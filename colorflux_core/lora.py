@@ -8,16 +8,16 @@ diffusers and in ComfyUI alike.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -65,6 +65,9 @@ def add_lora(
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.data = parameter.data.float()
+    if start is not None:  # Loading rounded them to the base's dtype.
+        state = {k.removeprefix("transformer."): w for k, w in load_lora_state(start).items()}
+        set_peft_model_state_dict(transformer, state, adapter_name=adapter_name)
     return parameters
 
 
@@ -93,12 +96,12 @@ def save_lora(
     for module, a, _ in list(_pairs(state)):
         state[f"transformer.{module}.alpha"] = torch.tensor(float(a.shape[0]))
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(state, partial, metadata={"format": "pt", **(metadata or {})})
-        partial.replace(path)
+        with TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+            complete = Path(folder) / path.name
+            save_file(state, complete, metadata={"format": "pt", **(metadata or {})})
+            complete.replace(path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise ColorFluxError(f"Cannot write the LoRA to {path}: {error}") from error
 
 
@@ -168,7 +171,9 @@ def normalise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         match = _KEY.fullmatch(key)
         if match is None:
             raise ColorFluxError(f"{key} is not a LoRA weight of FLUX.1.")
-        modules.setdefault(match["module"], {})[match["half"] or "alpha"] = tensor
+        parts = modules.setdefault(match["module"], {})
+        if parts.setdefault(match["half"] or "alpha", tensor) is not tensor:
+            raise ColorFluxError(f"{match['module']} is there twice, under two key styles.")
     result = {}
     for module, parts in modules.items():
         if not {"lora_A", "lora_B"} <= parts.keys():

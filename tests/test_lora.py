@@ -161,6 +161,15 @@ def test_it_continues_from_a_file(lora_file: Path, tuned: Tensor) -> None:
     assert len(parameters) == 88
 
 
+def test_continuing_on_a_half_precision_base_rounds_nothing(lora_file: Path) -> None:
+    transformer = tiny_transformer().bfloat16()
+    add_lora(transformer, start=lora_file)
+    again = lora_file.with_name("again.safetensors")
+    save_lora(transformer, again)
+    before, after = load_file(lora_file), load_file(again)
+    assert all(torch.equal(after[key], weight) for key, weight in before.items())
+
+
 def pipeline_of(transformer: FluxTransformer2DModel) -> FluxPipeline:
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -288,6 +297,10 @@ BAD: dict[str, tuple[Callable[[State], State], str]] = {
         lambda s: s | {f"{TO_Q}.lora_A.weight": torch.zeros(RANK, 64)},
         "64, this model is 128x128",
     ),
+    "one module twice": (
+        lambda s: s | {f"base_model.model.{k}": v.clone() for k, v in s.items()},
+        "twice",
+    ),
     "two ranks": (lambda s: s | {f"{TO_Q}.lora_A.weight": torch.zeros(2, 128)}, "do not match"),
     "NaN": (lambda s: s | {f"{TO_Q}.lora_B.weight": torch.full((128, RANK), torch.nan)}, "NaN"),
     "infinity": (lambda s: s | {f"{TO_Q}.alpha": torch.tensor(torch.inf)}, "infinite"),
@@ -341,8 +354,9 @@ def test_unreadable_files_are_refused(lora_file: Path, content: bytes | None) ->
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
-    (tmp_path / "taken").mkdir()
-    for path in (tmp_path / "taken", tmp_path / "missing" / "lora.safetensors"):
-        with pytest.raises(ColorFluxError, match=path.name):
-            save_lora(trained_transformer(), path)
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for place in ("folder", "missing/lora.safetensors", "file/lora.safetensors"):
+        with pytest.raises(ColorFluxError, match=place):
+            save_lora(trained_transformer(), tmp_path / place)
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "file"}
