@@ -8,12 +8,23 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from .errors import ColorFluxError
 
 RED, GREEN, BLUE = 0.299, 0.587, 0.114  # ITU-R BT.601 luma
+
+NOTICEABLE_COLOR = 5.0
+"""The colorfulness from which :func:`tone` sees a color, a third of "slightly colorful"."""
+
+
+def unit_range(image: Tensor) -> Tensor:
+    """Samples of any depth (uint8, uint16) as float32 in [0, 1]; floating ones pass as they are."""
+    if image.is_floating_point():
+        return image
+    return image.to(torch.float32).div_(torch.iinfo(image.dtype).max)
 
 
 def luminance(rgb: Tensor) -> Tensor:
@@ -84,6 +95,29 @@ def _colorfulness(opponents: Tensor) -> Tensor:
     return spread + 0.3 * torch.linalg.vector_norm(mean, dim=(-2, -1))
 
 
+Tone = Literal["gray", "toned", "color"]
+
+
+def tone(rgb: Tensor) -> Tone:
+    """Whether one photo (3, H, W) is gray, toned in a single color, or has colors of its own.
+
+    Sepia, cyanotypes and yellowed paper are colorful, often above 15, but have one color for each
+    luma: what varies beyond the mean color of its luma is color that was photographed. Measured at
+    256 pixels, where the chroma noise of JPEG files has averaged out.
+    """
+    shrink = max(1.0, max(rgb.shape[-2:]) / 256)
+    size = [max(1, round(side / shrink)) for side in rgb.shape[-2:]]
+    small = F.interpolate(rgb[None], size=size, mode="area")[0]
+    if colorfulness(small) < NOTICEABLE_COLOR:
+        return "gray"
+    opponents = _opponents(small)
+    level = (63 * luminance(small)).round().long().flatten()
+    tone_curve = opponents.new_zeros(2, 64).index_add(1, level, opponents)
+    tone_curve /= level.bincount(minlength=64).clamp(min=1)
+    beyond_tone = _colorfulness(opponents - tone_curve[:, level])
+    return "color" if beyond_tone >= NOTICEABLE_COLOR else "toned"
+
+
 class HSVStatistics(NamedTuple):
     """Mean saturation and mean value of each image, in [0, 1], each of shape (...)."""
 
@@ -100,6 +134,7 @@ def hsv_statistics(rgb: Tensor) -> HSVStatistics:
 
 
 FadingOperation = Literal["brightness", "contrast", "saturation"]
+FadingStep = tuple[FadingOperation, float]
 
 _ENHANCERS = {
     "brightness": ImageEnhance.Brightness,
@@ -117,7 +152,7 @@ _COMBINATIONS = [
 class Fading:
     """What time does to a photo: enhancement factors in the order in which they are applied."""
 
-    steps: tuple[tuple[FadingOperation, float], ...]
+    steps: tuple[FadingStep, ...]
 
 
 def sample_fading(
@@ -135,7 +170,7 @@ def sample_fading(
     if not 0 <= low <= high:
         raise ColorFluxError(f"The fading range must be 0 <= low <= high, not [{low}, {high}].")
     combination = rng.choice(_COMBINATIONS)
-    steps: list[tuple[FadingOperation, float]] = []
+    steps: list[FadingStep] = []
     for operation in rng.sample(combination, len(combination)):
         factor = rng.uniform(low, high)
         if overexposure and operation == "brightness" and rng.random() < 0.5:
