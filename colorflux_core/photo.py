@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import struct
+import threading
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -18,7 +19,15 @@ from typing import IO, Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin
+from PIL import (
+    ExifTags,
+    Image,
+    ImageCms,
+    ImageFile,
+    ImageOps,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
 from torch import Tensor
 
 from .color import unit_range
@@ -35,9 +44,11 @@ _FORMATS = {
     ".tiff": "TIFF",
     ".webp": "WEBP",
 }
+_FORMATS_READ = sorted(set(_FORMATS.values()))
 PHOTO_SUFFIXES = frozenset(_FORMATS)
 
 MAX_MEGAPIXELS = 100.0
+_PILLOWS_LIMIT = threading.RLock()
 
 _ENCODING: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
@@ -56,7 +67,6 @@ _DECODING_ERRORS = (
     EOFError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 # What a photo's tags say of the photo, rather than of the file that held it.
 _KEPT_TAGS = {
@@ -153,7 +163,9 @@ def load_photo(path: str | Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> P
 def _opened(path: Path, max_megapixels: float) -> Iterator[ImageFile.ImageFile]:
     """The image of a file, header read, samples not; every failure while it is open is told."""
     try:
-        with path.open("rb") as file, _parse_header(path, file) as image:
+        if path.is_file() and path.stat().st_size == 0:
+            raise ColorFluxError(f"{path} is an empty file: get the photo anew.")
+        with _without_pillows_limit(), Image.open(path, formats=_FORMATS_READ) as image:
             width, height = image.size
             if width * height > max_megapixels * 1e6:
                 raise ColorFluxError(
@@ -165,6 +177,11 @@ def _opened(path: Path, max_megapixels: float) -> Iterator[ImageFile.ImageFile]:
         raise ColorFluxError(f"{path} does not exist.") from error
     except IsADirectoryError as error:
         raise ColorFluxError(f"{path} is a folder, not a photo.") from error
+    except UnidentifiedImageError as error:
+        raise ColorFluxError(
+            f"{path} is not a photo, or its beginning is damaged: JPEG, PNG, TIFF and WebP files "
+            f"can be read."
+        ) from error
     except MemoryError as error:
         raise ColorFluxError(f"{path} does not fit into memory: make it smaller.") from error
     except _DECODING_ERRORS as error:
@@ -174,18 +191,15 @@ def _opened(path: Path, max_megapixels: float) -> Iterator[ImageFile.ImageFile]:
         ) from error
 
 
-def _parse_header(path: Path, file: IO[bytes]) -> ImageFile.ImageFile:
-    # Image.open refuses large images by a limit that is the whole process's to set.
-    Image.init()
-    start = file.read(16)
-    file.seek(0)
-    if not start:
-        raise ColorFluxError(f"{path} is an empty file: get the photo anew.")
-    for name in sorted(set(_FORMATS.values())):
-        factory, accept = Image.OPEN[name]
-        if accept and accept(start) is True:
-            return factory(file, str(path))
-    raise ColorFluxError(f"{path} is not a photo: JPEG, PNG, TIFF and WebP files can be read.")
+@contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Pillow's limit on pixels is the whole process's, so one thread at a time may lift it."""
+    with _PILLOWS_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _upright(image: ImageFile.ImageFile) -> Image.Image:
@@ -229,8 +243,9 @@ def _to_8_bits(image: Image.Image, profile: bytes | None) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
-    if image.mode != "CMYK":
-        image = image.convert("L" if is_gray else "RGB")
+    wanted = "L" if is_gray else "RGB"
+    if image.mode not in ("CMYK", wanted):
+        image = image.convert(wanted)
     if profile:
         image = _to_srgb(image, profile)
     if image.mode == "CMYK":
