@@ -34,9 +34,9 @@ RESOLVED_RADIUS = 4
 WINDOW_RADIUS = 8
 """Canvas pixels: the neighbourhood in which the model's change of contrast is measured."""
 
-WINDOW_RIDGE, OVERALL_RIDGE = 1e-3, 1e-5
-"""Variances of luma (in [0, 1]) below which a window, or a whole photo, says little about its
-change of contrast."""
+LUMA_RIDGE, CHROMA_RIDGE, OVERALL_RIDGE = 1e-3, 3e-2, 1e-5
+"""Variances of luma (in [0, 1]) below which a window says little about its change of contrast,
+or about its color, and a whole photo about its change of contrast."""
 
 STRIP_PIXELS = 2**20
 """Full-size pixels that are worked on at a time."""
@@ -169,7 +169,7 @@ def _detail_maps(guide: Tensor, ycbcr: Tensor) -> Tensor:
     guide, image = _box(guide, RESOLVED_RADIUS), _box(ycbcr, RESOLVED_RADIUS)
     luma_only = guide.new_tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
 
-    def slope(mean: Callable[[Tensor], Tensor], ridge: float, prior: Tensor) -> Tensor:
+    def slope(mean: Callable[[Tensor], Tensor], ridge: float | Tensor, prior: Tensor) -> Tensor:
         variance = (mean(guide * guide) - mean(guide) ** 2).clamp(min=0)
         covariance = mean(guide * image) - mean(guide) * mean(image)
         return (covariance + ridge * prior) / (variance + ridge)
@@ -181,7 +181,8 @@ def _detail_maps(guide: Tensor, ycbcr: Tensor) -> Tensor:
         return _box(values, WINDOW_RADIUS)
 
     overall = slope(whole, OVERALL_RIDGE, prior=luma_only)
-    gain = slope(window, WINDOW_RIDGE, prior=overall * luma_only)
+    ridge = LUMA_RIDGE * luma_only + CHROMA_RIDGE * (1 - luma_only)
+    gain = slope(window, ridge, prior=overall * luma_only)
     return torch.cat([image[..., :1, :, :], guide, window(gain)], dim=-3)
 
 
