@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -166,13 +168,14 @@ def save_bundle(
                 "sources": list(sources),
                 "licences": list(licences),
             }
-            for file in (file for file in complete.rglob("*") if file.is_file()):
+            last = complete / CONFIG
+            last.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            files = [file for file in complete.rglob("*") if file.is_file() and file != last]
+            for file in [*files, last]:
+                shutil.copymode(last, file)  # safetensors writes for the owner's eyes only.
                 target = folder / file.relative_to(complete)
                 target.parent.mkdir(exist_ok=True)
                 file.replace(target)
-            written = complete / CONFIG
-            written.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            written.replace(folder / CONFIG)
     except (OSError, SafetensorError) as error:
         raise ColorFluxError(f"Cannot write the bundle to {folder}: {error}") from error
 
@@ -183,7 +186,9 @@ def _write_parts(folder: Path, pipeline: ColorFluxPipeline, dtype: torch.dtype |
         part = folder / name
         part.mkdir()
         if name == "image_encoder":
-            model.config.save_pretrained(part)
+            config = copy(model.config)
+            config.dtype = "float32"  # Or transformers, unlike diffusers, computes as it stores.
+            config.save_pretrained(part)
             file = part / "model.safetensors"
         else:
             model.save_config(part)

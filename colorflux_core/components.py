@@ -139,7 +139,8 @@ def _explained(name: str, path: Path) -> Iterator[None]:
         TypeError,
         ValueError,
     ) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        reason = reason.strip().partition("\n")[0]
         raise ColorFluxError(f"The {name} cannot be read from {path}: {reason}") from error
 
 
@@ -147,7 +148,12 @@ def _from_folder(name: str, path: Path, dtype: torch.dtype) -> nn.Module:
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     options: dict[str, Any] = {"ignore_mismatched_sizes": True, "output_loading_info": True}
     if name == "image_encoder":
-        tower = VISION_TOWERS[config["model_type"]]
+        tower = VISION_TOWERS.get(config["model_type"])
+        if tower is None:
+            raise ColorFluxError(
+                f"{path} holds a {config['model_type']}; the vision tower must be "
+                f"{' or '.join(VISION_TOWERS)}."
+            )
         model, info = tower.from_pretrained(
             path, local_files_only=True, use_safetensors=True, **options
         )

@@ -28,10 +28,9 @@ from torch import Tensor
 from transformers import SiglipImageProcessor, SiglipVisionModel
 
 from .color import grayscale
-from .control import control_latents
 from .errors import ColorFluxError
 from .flow import set_timesteps
-from .latents import decode, pack, unpack
+from .latents import decode, encode, pack, unpack
 from .lite_vision import LiteVisionModel
 from .settings import UNION_GRAY_MODE, Settings
 from .velocity import control_residuals, predict_velocity
@@ -144,74 +143,66 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         self._interrupt = False
         device, dtype = self._execution_device, self.transformer.dtype
 
-        gray = grayscale(_as_tensor(photo, "photo")).to(device)
+        gray = grayscale(_as_tensor("photo", photo)).to(device)
         batch = len(gray)
-        c_gray = control_latents(self.vae, gray).to(dtype)
+        z_gray = encode(self.vae, gray).to(dtype)
+        latent_size = (z_gray.shape[-2], z_gray.shape[-1])
+        c_gray = pack(z_gray)
         c_v = visual_prompt(
             self.image_encoder,
             self.feature_extractor,
             self.image_embedder,
-            gray if reference is None else _as_tensor(reference, "reference"),
+            gray if reference is None else _as_tensor("reference", reference),
         ).to(device, dtype)
+        prompt = _expanded("reference", c_v, (batch, *c_v.shape[1:]))
         if prompt_embeds is None:
-            prompt = after_text_tokens(c_v, text_tokens)
+            prompt = after_text_tokens(prompt, text_tokens)
         else:
-            prompt = torch.cat([prompt_embeds.to(c_v).expand(len(c_v), -1, -1), c_v], dim=1)
-        prompt = prompt.expand(batch, -1, -1)
+            width = prompt.shape[-1]
+            text = _expanded("prompt_embeds", prompt_embeds.to(prompt), (batch, -1, width))
+            prompt = torch.cat([text, prompt], dim=1)
         pooled = pooled_prompt_embeds
         if pooled is not None:
-            pooled = pooled.to(c_v).expand(batch, -1)
+            width = self.transformer.config.pooled_projection_dim
+            pooled = _expanded("pooled_prompt_embeds", pooled.to(prompt), (batch, width))
         mode = None
         if control_mode is not None:
             mode = torch.full((batch, 1), control_mode, device=device)
 
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        height, width = (side // factor for side in gray.shape[-2:])
         if latents is None:
-            shape = (batch, self.vae.config.latent_channels, height, width)
-            latents = pack(randn_tensor(shape, generator, device, torch.float32))
-        x_t = latents.to(device, torch.float32)
-        timesteps = set_timesteps(self.scheduler, settings.steps, x_t.shape[1], device)
+            latents = pack(randn_tensor(z_gray.shape, generator, device, torch.float32))
+        x_t = _expanded("latents", latents.to(device, torch.float32), c_gray.shape)
+        timesteps = set_timesteps(self.scheduler, num_inference_steps, x_t.shape[1], device)
 
         scale_lora_layers(self.transformer, lora_scale)
         try:
-            with self.progress_bar(total=settings.steps) as progress:
+            with self.progress_bar(total=num_inference_steps) as progress:
                 for step, timestep in enumerate(timesteps):
                     if self.interrupt:
                         break
                     x, t = x_t.to(dtype), (timestep / 1000).expand(batch)
-                    given: dict[str, Any] = {
-                        "prompt": prompt,
-                        "latent_size": (height, width),
-                        "guidance": guidance_scale,
-                        "pooled": pooled,
-                    }
+                    given = (prompt, latent_size, guidance_scale)
                     residuals = None
                     if settings.control_applies(step):
                         scale = controlnet_conditioning_scale
                         residuals = control_residuals(
-                            self.controlnet, x, t, c_gray, scale=scale, mode=mode, **given
+                            self.controlnet, x, t, c_gray, *given, scale, mode, pooled
                         )
-                    velocity = predict_velocity(
-                        self.transformer, x, t, residuals=residuals, **given
-                    )
-                    x_t = self.scheduler.step(velocity.float(), timestep, x_t, return_dict=False)[0]
+                    v = predict_velocity(self.transformer, x, t, *given, residuals, pooled)
+                    x_t = self.scheduler.step(v.float(), timestep, x_t, return_dict=False)[0]
                     if callback_on_step_end is not None:
-                        tensors = {
-                            "latents": x_t,
-                            "prompt_embeds": prompt,
-                            "control_latents": c_gray,
-                        }
+                        tensors = dict(latents=x_t, prompt_embeds=prompt, control_latents=c_gray)
                         asked = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                         tensors |= callback_on_step_end(self, step, timestep, asked)
-                        x_t, prompt, c_gray = tensors.values()
+                        x_t, prompt = tensors["latents"], tensors["prompt_embeds"]
+                        c_gray = tensors["control_latents"]
                     progress.update()
         finally:
             unscale_lora_layers(self.transformer, lora_scale)
 
         images: Any = x_t
         if output_type != "latent":
-            rgb = decode(self.vae, unpack(x_t, height, width))
+            rgb = decode(self.vae, unpack(x_t, *latent_size))
             images = VaeImageProcessor().postprocess(rgb, output_type, [False] * batch)
         self.maybe_free_model_hooks()
         return FluxPipelineOutput(images=images) if return_dict else (images,)
@@ -245,7 +236,7 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
 _OUTPUT_TYPES = ("pt", "np", "pil", "latent")
 
 
-def _as_tensor(pictures: Pictures, name: str) -> Tensor:
+def _as_tensor(name: str, pictures: Pictures) -> Tensor:
     """(B, 3, H, W) in [0, 1]."""
     if not isinstance(pictures, Tensor):
         images = [pictures] if isinstance(pictures, Image.Image) else pictures
@@ -262,3 +253,13 @@ def _as_tensor(pictures: Pictures, name: str) -> Tensor:
     if not 0 <= low <= high <= 1:
         raise ColorFluxError(f"{name} must be in [0, 1], not in [{low:.3g}, {high:.3g}].")
     return pictures.float()
+
+
+def _expanded(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """One row for all photos or one for each, as a row for each; -1 is any length."""
+    try:
+        return tensor.expand(*shape)
+    except RuntimeError as error:
+        raise ColorFluxError(
+            f"{name} is {tuple(tensor.shape)}, which is not {tuple(shape)} or one row of it."
+        ) from error
