@@ -14,6 +14,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxControlNetModel,
     FluxTransformer2DModel,
+    ModelMixin,
 )
 from diffusers.loaders.single_file_utils import (
     convert_flux_transformer_checkpoint_to_diffusers,
@@ -22,8 +23,8 @@ from diffusers.loaders.single_file_utils import (
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from torch import Tensor
+from transformers import PreTrainedModel, SiglipVisionConfig, SiglipVisionModel
 
 from .errors import ColorFluxError
 from .lite_vision import LiteVisionConfig, LiteVisionModel
@@ -85,12 +86,12 @@ SIGLIP_PREPROCESSING = {"size": {"height": 384, "width": 384}}
 """A direct squash; mean and standard deviation are 0.5, the processor's own."""
 
 
-def load_model(name: str, path: Path, dtype: torch.dtype) -> nn.Module:
+def load_model(name: str, path: Path, dtype: torch.dtype) -> ModelMixin | PreTrainedModel:
     """One of ``MODELS`` in ``dtype`` on the CPU.
 
-    ``path`` is its diffusers folder, a pipeline folder that has it, or the file it is published as:
-    the transformer and the VAE with Black Forest Labs' keys, Redux, SigLIP with ``vision_model.``
-    keys, and transformer and ControlNet with diffusers' keys.
+    ``path`` is its diffusers folder, a pipeline folder that has it, or a single file: Redux, SigLIP
+    with ``vision_model.`` keys, the ControlNet with diffusers' keys, and the transformer and the
+    VAE with those or Black Forest Labs'.
 
     Raises:
         ColorFluxError: when the part is missing, cannot be read, does not fit or is not finite.
@@ -144,7 +145,7 @@ def _explained(name: str, path: Path) -> Iterator[None]:
         raise ColorFluxError(f"The {name} cannot be read from {path}: {reason}") from error
 
 
-def _from_folder(name: str, path: Path, dtype: torch.dtype) -> nn.Module:
+def _from_folder(name: str, path: Path, dtype: torch.dtype) -> ModelMixin | PreTrainedModel:
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     options: dict[str, Any] = {"ignore_mismatched_sizes": True, "output_loading_info": True}
     if name == "image_encoder":
@@ -166,7 +167,7 @@ def _from_folder(name: str, path: Path, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def _from_file(name: str, path: Path, dtype: torch.dtype) -> nn.Module:
+def _from_file(name: str, path: Path, dtype: torch.dtype) -> ModelMixin | PreTrainedModel:
     state = {
         key.removeprefix("model.diffusion_model."): tensor.to(dtype)
         for key, tensor in load_file(path).items()
@@ -177,7 +178,8 @@ def _from_file(name: str, path: Path, dtype: torch.dtype) -> nn.Module:
         state = convert_flux_transformer_checkpoint_to_diffusers(state)
     if name == "vae":
         config: dict[str, Any] = FLUX_VAE
-        state = convert_ldm_vae_checkpoint(state, config)
+        if "encoder.down.0.block.0.conv1.weight" in state:
+            state = convert_ldm_vae_checkpoint(state, config)
     elif name == "image_embedder":
         config = {
             "redux_dim": state["redux_up.weight"].shape[1],
@@ -193,7 +195,7 @@ def _from_file(name: str, path: Path, dtype: torch.dtype) -> nn.Module:
         expected.keys() - state.keys(),
         state.keys() - expected.keys(),
         [
-            (key, tensor.shape, state[key].shape)
+            (key, state[key].shape, tensor.shape)
             for key, tensor in expected.items()
             if key in state and tensor.shape != state[key].shape
         ],

@@ -103,7 +103,7 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> FluxPipelineOutput | tuple[Any]:
+    ) -> Any:
         """Colorize photos that are already at canvas size.
 
         Args:
@@ -122,9 +122,12 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             generator: Draws the noise, the same on all devices if it is a CPU generator.
             latents: The noise itself, packed (B, H/16 * W/16, 64).
             output_type: "pt" (float32 (B, 3, H, W) in [0, 1]), "np", "pil", or "latent" (packed).
-            return_dict: Whether to return a ``FluxPipelineOutput`` or a tuple of one.
+            return_dict: Whether to return an output object or a tuple.
             callback_on_step_end: Called after each step with the tensors asked for by name.
             callback_on_step_end_tensor_inputs: Of latents, prompt_embeds and control_latents.
+
+        Returns:
+            The pictures, as the ``images`` of a ``FluxPipelineOutput`` or the one item of a tuple.
 
         Raises:
             ColorFluxError: for pictures, settings or a ControlNet that cannot be used.
