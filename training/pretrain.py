@@ -1,0 +1,54 @@
+"""``python -m training.pretrain vision|vae|flux``: nano's stand-ins for published weights.
+
+FLUX.1-dev, its VAE, SigLIP and FLUX.1-Redux-dev come ready-made to whoever trains the big model and
+start at ``training.structure``. Nano has to make its own, one after the other, into one folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from colorflux_core.color import unit_range
+from colorflux_core.visual_prompt import preprocess
+
+from .config import LoopConfig, parse, run, setting
+from .loop import train
+from .parts import images
+from .pretrain_flux import FluxConfig, flux_stage
+from .pretrain_vae import VaeConfig, vae_stage
+from .vision import convert, image_processor, published_weights, standardize
+
+
+@dataclass
+class VisionConfig(LoopConfig):
+    image_size: int = setting(256, "side in pixels that the vision tower sees; 32 for each token")
+
+
+def make_vision(config: VisionConfig) -> None:
+    """Convert the published tower, and standardize its features over the photos."""
+    tower = convert(published_weights(), config.image_size)
+    processor = image_processor(config.image_size)
+    pictures = images(config, per_photo=1)
+    standardize(tower, (preprocess(processor, unit_range(chunk)) for chunk in pictures.split(16)))
+    tower.save_pretrained(config.output / "image_encoder")
+    processor.save_pretrained(config.output / "feature_extractor")
+
+
+def main(argv: list[str]) -> None:
+    part, flags = (argv[0] if argv else ""), argv[1:]
+    prog = f"training.pretrain {part}"
+    if part == "vision":
+        make_vision(parse(VisionConfig, flags, prog))
+    elif part == "vae":
+        config = parse(VaeConfig, flags, prog)
+        train(*vae_stage(config), config)
+    elif part == "flux":
+        flux = parse(FluxConfig, flags, prog)
+        train(*flux_stage(flux), flux)
+    else:
+        sys.exit(f"{__doc__}\nSay which part: vision, vae or flux; each has its own --help.")
+
+
+if __name__ == "__main__":
+    run(main)
