@@ -25,7 +25,7 @@ from colorflux_core.settings import UNION_GRAY_MODE
 from colorflux_core.visual_prompt import visual_prompt
 from tests.nano_models import tiny_controlnet, tiny_pipeline
 
-STEPS = 4
+STEPS = 2
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -87,19 +87,7 @@ def without_posterior_noise(pipeline: ColorFluxPipeline) -> None:
         last.bias[16:] = -30
 
 
-@pytest.mark.parametrize("tower", ["siglip", "lite"])
-def test_it_is_stock_redux_and_stock_controlnet_in_one(tower: Literal["siglip", "lite"]) -> None:
-    pipeline = tiny_pipeline(tower)
-    with_flux_widths(pipeline)
-    without_posterior_noise(pipeline)
-    noise = torch.randn(1, 24, 64, generator=seeded(3))
-    scan = Image.fromarray((255 * photos()[0, 0]).byte().numpy()).resize((96, 64)).convert("RGB")
-
-    redux = FluxPriorReduxPipeline(
-        image_encoder=pipeline.image_encoder,
-        image_embedder=pipeline.image_embedder,
-        feature_extractor=pipeline.feature_extractor,
-    )
+def stock_controlnet_pipeline(pipeline: ColorFluxPipeline) -> FluxControlNetPipeline:
     stock = FluxControlNetPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**FLUX_SCHEDULE),
         vae=pipeline.vae,
@@ -111,7 +99,25 @@ def test_it_is_stock_redux_and_stock_controlnet_in_one(tower: Literal["siglip", 
         controlnet=pipeline.controlnet,
     )
     stock.set_progress_bar_config(disable=True)
-    expected = stock(
+    return stock
+
+
+def gray_scan() -> Image.Image:
+    return Image.fromarray((255 * photos()[0, 0]).byte().numpy()).resize((96, 64)).convert("RGB")
+
+
+@pytest.mark.parametrize("tower", ["siglip", "lite"])
+def test_it_is_stock_redux_and_stock_controlnet_in_one(tower: Literal["siglip", "lite"]) -> None:
+    pipeline, scan = tiny_pipeline(tower), gray_scan()
+    with_flux_widths(pipeline)
+    without_posterior_noise(pipeline)
+    noise = torch.randn(1, 24, 64, generator=seeded(3))
+    redux = FluxPriorReduxPipeline(
+        image_encoder=pipeline.image_encoder,
+        image_embedder=pipeline.image_embedder,
+        feature_extractor=pipeline.feature_extractor,
+    )
+    expected = stock_controlnet_pipeline(pipeline)(
         **redux(scan),
         control_image=scan,
         height=64,
@@ -122,10 +128,38 @@ def test_it_is_stock_redux_and_stock_controlnet_in_one(tower: Literal["siglip", 
         latents=noise,
         output_type="pt",
     ).images
-
-    result = pipeline(scan, latents=noise).images
-    assert (result - expected).abs().max() < 1e-4
+    assert (pipeline(scan, latents=noise).images - expected).abs().max() < 1e-4
     assert expected.std() > 0.01  # not a clipped or constant picture
+
+
+@pytest.mark.parametrize("num_mode", [None, 7])
+def test_with_a_text_and_all_settings_it_is_stock_controlnet(num_mode: int | None) -> None:
+    pipeline, scan = tiny_pipeline(controlnet=tiny_controlnet(num_mode)), gray_scan()
+    without_posterior_noise(pipeline)
+    random = seeded(3)
+    text, pooled = torch.randn(1, 5, 32, generator=random), torch.randn(1, 16, generator=random)
+    options: dict[str, Any] = {
+        "num_inference_steps": 5,
+        "guidance_scale": 2.0,
+        "controlnet_conditioning_scale": 0.7,
+        "control_guidance_start": 0.2,
+        "control_guidance_end": 0.8,
+        "control_mode": None if num_mode is None else UNION_GRAY_MODE,
+        "latents": torch.randn(1, 24, 64, generator=random),
+        "prompt_embeds": text,
+        "pooled_prompt_embeds": pooled,
+    }
+    (step, *_) = trajectory(pipeline, "prompt_embeds", photo=scan, **options)
+    result = run(pipeline, scan, **options)
+    expected = stock_controlnet_pipeline(pipeline)(
+        control_image=scan,
+        height=64,
+        width=96,
+        output_type="pt",
+        **{**options, **step},
+    ).images
+    assert (result - expected).abs().max() < 1e-4
+    assert expected.std() > 0.01
 
 
 # What decides the result
