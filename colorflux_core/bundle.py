@@ -29,7 +29,7 @@ from .components import (
     load_scheduler,
 )
 from .errors import ColorFluxError
-from .lora import load_lora, save_lora
+from .lora import ADAPTER, load_lora, save_lora
 from .pipeline import ColorFluxPipeline
 from .resize import Canvas
 from .settings import UNION_GRAY_MODE, Settings
@@ -81,7 +81,7 @@ def load_bundle(
         {name: folder / name for name in MODELS},
         load_feature_extractor(folder / "feature_extractor"),
         load_scheduler(folder / "scheduler"),
-        folder / config["lora"] if config.get("lora") else None,
+        folder / str(config["lora"]) if config.get("lora") else None,
         device,
         dtype,
     )
@@ -203,17 +203,29 @@ def _write_parts(folder: Path, pipeline: ColorFluxPipeline, dtype: torch.dtype |
     pipeline.feature_extractor.save_pretrained(folder / "feature_extractor")
     pipeline.scheduler.save_pretrained(folder / "scheduler")
     pipeline.save_config(folder)
-    # As the headless names are, not as they are in ComfyUI or under one version of transformers.
-    index = folder / "model_index.json"
-    text = index.read_text(encoding="utf-8")
-    text = text.replace(lite_vision.__name__, "colorflux_core.lite_vision")
-    text = text.replace("SiglipImageProcessorPil", "SiglipImageProcessor")
-    index.write_text(text, encoding="utf-8")
+    for path in folder.rglob("*.json"):
+        path.write_text(_portable(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _portable(config: str) -> str:
+    """A config as any machine would write it: neither paths nor names that ComfyUI or one version
+    of transformers have given."""
+    config = config.replace(lite_vision.__name__, "colorflux_core.lite_vision")
+    config = config.replace("SiglipImageProcessorPil", "SiglipImageProcessor")
+    values = json.loads(config)
+    values.pop("_name_or_path", None)
+    return json.dumps(values, indent=2) + "\n"
 
 
 def _write_lora(file: Path, pipeline: ColorFluxPipeline, dtype: torch.dtype | None) -> str | None:
-    if not getattr(pipeline.transformer, "peft_config", None):
+    adapters = {*getattr(pipeline.transformer, "peft_config", {})}
+    if not adapters:
         return None
+    if adapters != {ADAPTER}:
+        raise ColorFluxError(
+            f"The transformer carries {', '.join(sorted(adapters))}: a bundle holds one LoRA, and "
+            "load_lora attaches it."
+        )
     save_lora(pipeline.transformer, file)
     save_file(_stored(load_file(file), dtype), file, metadata={"format": "pt"})
     return file.name
@@ -275,16 +287,21 @@ def _pipeline(
 
 def _require_one_width(models: Mapping[str, Any], paths: Mapping[str, Path]) -> None:
     """Refuse parts that are sound but made for different models."""
-    for one, width, other, expected in (
-        ("image_embedder", "redux_dim", "image_encoder", "hidden_size"),
-        ("image_embedder", "txt_in_features", "transformer", "joint_attention_dim"),
-        ("controlnet", "joint_attention_dim", "transformer", "joint_attention_dim"),
-        ("controlnet", "num_attention_heads", "transformer", "num_attention_heads"),
-        ("controlnet", "in_channels", "transformer", "in_channels"),
+    transformer, vae, controlnet, redux, encoder = (
+        models[name].config
+        for name in ("transformer", "vae", "controlnet", "image_embedder", "image_encoder")
+    )
+    flux = (transformer.joint_attention_dim, transformer.num_attention_heads)
+    control = (controlnet.joint_attention_dim, controlnet.num_attention_heads)
+    for one, other, given, expected in (
+        ("image_embedder", "image_encoder", redux.redux_dim, encoder.hidden_size),
+        ("image_embedder", "transformer", redux.txt_in_features, transformer.joint_attention_dim),
+        ("controlnet", "transformer", control, flux),
+        ("controlnet", "transformer", controlnet.in_channels, transformer.in_channels),
+        ("vae", "transformer", 4 * vae.latent_channels, transformer.in_channels),
     ):
-        values = getattr(models[one].config, width), getattr(models[other].config, expected)
-        if values[0] != values[1]:
+        if given != expected:
             raise ColorFluxError(
-                f"{paths[one]} and {paths[other]} are for different models: {width} is "
-                f"{values[0]}, {expected} {values[1]}."
+                f"{paths[one]} and {paths[other]} are for different models: their widths are "
+                f"{given} and {expected}."
             )

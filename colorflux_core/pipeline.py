@@ -54,6 +54,7 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
     model_cpu_offload_seq = "image_encoder->image_embedder->transformer->vae"
     _callback_tensor_inputs = ("latents", "prompt_embeds", "control_latents")
     text_encoder = None  # FluxLoraLoaderMixin asks for it.
+    _interrupt = False
 
     def __init__(
         self,
@@ -151,19 +152,8 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         z_gray = encode(self.vae, gray).to(dtype)
         latent_size = (z_gray.shape[-2], z_gray.shape[-1])
         c_gray = pack(z_gray)
-        c_v = visual_prompt(
-            self.image_encoder,
-            self.feature_extractor,
-            self.image_embedder,
-            gray if reference is None else _as_tensor("reference", reference),
-        ).to(device, dtype)
-        prompt = _expanded("reference", c_v, (batch, *c_v.shape[1:]))
-        if prompt_embeds is None:
-            prompt = after_text_tokens(prompt, text_tokens)
-        else:
-            width = prompt.shape[-1]
-            text = _expanded("prompt_embeds", prompt_embeds.to(prompt), (batch, -1, width))
-            prompt = torch.cat([text, prompt], dim=1)
+        pictures = gray if reference is None else _as_tensor("reference", reference)
+        prompt = self._prompt(pictures, prompt_embeds, text_tokens, batch)
         pooled = pooled_prompt_embeds
         if pooled is not None:
             width = self.transformer.config.pooled_projection_dim
@@ -209,6 +199,22 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             images = VaeImageProcessor().postprocess(rgb, output_type, [False] * batch)
         self.maybe_free_model_hooks()
         return FluxPipelineOutput(images=images) if return_dict else (images,)
+
+    def _prompt(
+        self, pictures: Tensor, text: Tensor | None, text_tokens: int, batch: int
+    ) -> Tensor:
+        """c_v of the pictures behind the text, or behind zeros in its place: (B, T, D)."""
+        if len(pictures) not in (1, batch):
+            raise ColorFluxError(
+                f"There are {len(pictures)} references for {batch} photos: give one, or one each."
+            )
+        encoder, redux = self.image_encoder, self.image_embedder
+        c_v = visual_prompt(encoder, self.feature_extractor, redux, pictures)
+        c_v = c_v.to(self._execution_device, self.transformer.dtype).expand(batch, -1, -1)
+        if text is None:
+            return after_text_tokens(c_v, text_tokens)
+        text = _expanded("prompt_embeds", text.to(c_v), (batch, -1, c_v.shape[-1]))
+        return torch.cat([text, c_v], dim=1)
 
     def _check(self, settings: Settings, output_type: str, tensor_inputs: Sequence[str]) -> None:
         """Refuse what the parts cannot do before any of them has run."""

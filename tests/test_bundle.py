@@ -138,6 +138,21 @@ def test_a_bundle_can_be_saved_over_itself(folder: Path) -> None:
     assert not list(folder.glob(".*"))
 
 
+def test_it_does_not_say_on_which_machine_it_was_made(whole: Path, tmp_path: Path) -> None:
+    pipeline = ColorFluxPipeline.from_pretrained(whole)
+    save_bundle(tmp_path, pipeline, SETTINGS)
+    configs = [path.read_text() for path in tmp_path.rglob("*.json")]
+    assert len(configs) == 9
+    assert not [config for config in configs if str(whole) in config]
+
+
+def test_only_the_lora_it_knows_is_saved(whole: Path, tmp_path: Path) -> None:
+    pipeline = ColorFluxPipeline.from_pretrained(whole)
+    pipeline.load_lora_weights(whole, weight_name=LORA, adapter_name="mine")
+    with pytest.raises(ColorFluxError, match="carries mine"):
+        save_bundle(tmp_path, pipeline, SETTINGS)
+
+
 def test_others_may_read_the_weights(whole: Path) -> None:
     assert len({path.stat().st_mode for path in whole.rglob("*") if path.is_file()}) == 1
 
