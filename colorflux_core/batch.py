@@ -143,7 +143,7 @@ def _in_color(photo: Photo, colorize: Colorize, on_step: StepReport) -> Tensor:
         raise ModelRefused(str(error)) from error
     except (RuntimeError, MemoryError) as error:
         raise ColorFluxError(f"{photo.path} could not be colorized: {_reason(error)}") from error
-    if not rgb.isfinite().all():
+    if not rgb.sum().isfinite():
         raise ColorFluxError(
             f"{photo.path} could not be colorized: the model's result is not a number everywhere; "
             f"try --dtype float32."
@@ -213,8 +213,7 @@ def _require_own_targets(jobs: Sequence[Job]) -> None:
         target = job.target.resolve()
         if target in sources:
             raise ColorFluxError(
-                f"{job.target} is one of the photos to colorize and would be lost: choose another "
-                f"-o."
+                f"{job.target} is a photo to colorize, and would be lost: choose another -o."
             )
         if target in taken:
             raise ColorFluxError(

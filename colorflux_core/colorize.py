@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PROG = "colorize"
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
+FORMATS = ("jpg", "png", "tif", "webp")
 PARTS = ("transformer", "vae", "image_encoder", "redux", "controlnet")
 
 EXAMPLES = """\
@@ -82,8 +83,8 @@ def parser() -> argparse.ArgumentParser:
     p = _Parser(
         prog=PROG,
         usage="python -m colorflux_core.colorize PHOTO_OR_FOLDER... -o FILE_OR_FOLDER [options]",
-        description="Colorize old photos. Each comes back in its own size and keeps its name; "
-        "photos that are there already are skipped.",
+        description="Colorize old photos. Each comes back at its own size and under its own name.\n"
+        "Photos that are colorized already are skipped, so an interrupted run can be repeated.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -106,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     )
     files.add_argument(
         "--format",
-        choices=("jpg", "png", "tif", "webp"),
+        choices=FORMATS,
         help="of the results in a folder; default: each photo's own",
     )
     files.add_argument(
@@ -182,10 +183,10 @@ def parser() -> argparse.ArgumentParser:
         "model", "Either a bundle, or its parts: diffusers folders or the files as published."
     )
     model.add_argument("--bundle", metavar="FOLDER", help='"nano" (the default) or a folder')
-    model.add_argument("--transformer", type=Path, metavar="PATH", help="FLUX.1-dev's")
+    model.add_argument("--transformer", type=Path, metavar="PATH", help="FLUX.1-dev's or alike")
     model.add_argument("--vae", type=Path, metavar="PATH", help="FLUX.1's")
     model.add_argument("--image-encoder", type=Path, metavar="PATH", help="SigLIP")
-    model.add_argument("--redux", type=Path, metavar="PATH", help="Redux, trained for color or not")
+    model.add_argument("--redux", type=Path, metavar="PATH", help="Redux")
     model.add_argument("--controlnet", type=Path, metavar="PATH", help="a gray or union ControlNet")
     model.add_argument("--lora", type=Path, metavar="FILE", help="the Pro-DPO LoRA, if any")
     model.add_argument(

@@ -1,0 +1,210 @@
+"""Does a bundle colorize photos that it has not seen? Prints the tables of nano's model card.
+
+    python benchmarks/heldout.py --photos FOLDER --manifest models/nano/photos.csv [--bundle DIR]
+
+1. Gray inputs: chroma error against the true photo, colorfulness, blotches; beside the gray photo
+   itself, the training photos' mean chroma, and a regression head on the same features and photos.
+2. Faded inputs (the paper's augmentation, 4.2.1): with the Pro-DPO LoRA against without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from colorflux_core.bundle import Bundle, load_bundle
+from colorflux_core.color import (
+    colorfulness,
+    fade,
+    grayscale,
+    luminance,
+    merge_luminance,
+    rgb_to_ycbcr,
+    sample_fading,
+    unit_range,
+    ycbcr_to_rgb,
+)
+from colorflux_core.colorization import colorize
+from colorflux_core.visual_prompt import image_tokens
+from training.data import open_rgb, read_manifest, squash, to_uint8, views
+
+SIDE = 256
+FLAT = 0.02
+
+
+def chroma(rgb: Tensor) -> Tensor:
+    return rgb_to_ycbcr(rgb)[..., 1:, :, :]
+
+
+def psnr(error: Tensor) -> float:
+    return -10 * error.square().mean().log10().item()
+
+
+def gradient(planes: Tensor) -> Tensor:
+    """Size of the change to the right and below, (N, 1, H - 1, W - 1), over all planes."""
+    right = planes[..., :-1, 1:] - planes[..., :-1, :-1]
+    below = planes[..., 1:, :-1] - planes[..., :-1, :-1]
+    return (right.square() + below.square()).sum(1, keepdim=True).sqrt()
+
+
+def blotches(rgb: Tensor, true: Tensor) -> float:
+    """Mean chroma change where the true luma has no edge, over the true photos' own."""
+    flat = gradient(luminance(true)) < FLAT
+    return (gradient(chroma(rgb))[flat].mean() / gradient(chroma(true))[flat].mean()).item()
+
+
+def correlation(one: Tensor, other: Tensor) -> float:
+    return torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1].item()
+
+
+def table(rows: dict[str, Tensor], true: Tensor) -> None:
+    print(
+        f"{'':26}{'chroma PSNR':>12}{'over gray':>11}{'correlation':>12}{'colorfulness':>13}",
+        end="",
+    )
+    print(f"{'blotches':>10}")
+    gray_error = psnr(chroma(true))
+    for name, rgb in rows.items():
+        error = psnr(chroma(rgb) - chroma(true))
+        related = correlation(chroma(rgb), chroma(true)) if chroma(rgb).std() > 1e-4 else 0.0
+        colorful = (colorfulness(rgb).mean() / colorfulness(true).mean()).item()
+        print(
+            f"{name:26}{error:10.2f} dB{error - gray_error:+10.2f} dB{related:13.2f}"
+            f"{100 * colorful:11.0f} %{blotches(rgb, true):12.2f}x"
+        )
+
+
+def colorized(bundle: Bundle, photos: Tensor, lora_scale: float) -> Tensor:
+    """Each photo (3, H, W) through the whole path, to the canvas and back."""
+    settings = replace(bundle.settings, lora_scale=lora_scale)
+    return torch.stack(
+        [colorize(bundle.pipeline, photo, settings) for photo in tqdm(photos, leave=False)]
+    )
+
+
+class RegressionHead(nn.Module):
+    """Image tokens of the gray photo (N, T, D) -> mean chroma of each 8 x 8 pixels (N, 2, h, w)."""
+
+    def __init__(self, width: int, fine: int) -> None:
+        super().__init__()
+        self.fine = fine
+        self.layers = nn.Sequential(
+            nn.Dropout(0.3), nn.Linear(width, 512), nn.SiLU(), nn.Dropout(0.3)
+        ).append(nn.Linear(512, 2 * fine**2))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        grid = int(tokens.shape[1] ** 0.5)
+        cells = self.layers(tokens).view(-1, grid, grid, 2, self.fine, self.fine)
+        return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def train_regression(tokens: Tensor, true: Tensor, steps: int = 1500) -> RegressionHead:
+    torch.manual_seed(0)
+    target = F.avg_pool2d(chroma(true), 8)
+    head = RegressionHead(tokens.shape[2], target.shape[-1] // int(tokens.shape[1] ** 0.5))
+    optimizer = torch.optim.AdamW(head.parameters(), 5e-4, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in tqdm(range(steps), desc="regression head", leave=False):
+        rows = torch.randint(len(tokens), (64,))
+        loss = F.mse_loss(head(tokens[rows]), target[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return head.eval()
+
+
+def with_chroma(planes: Tensor, gray: Tensor) -> Tensor:
+    """The gray photos (N, 3, H, W) in the colors of coarse chroma planes (N, 2, h, w)."""
+    y = luminance(gray)
+    smooth = F.interpolate(planes, size=gray.shape[-2:], mode="bilinear")
+    return merge_luminance(ycbcr_to_rgb(torch.cat([y, smooth], dim=1)), y)
+
+
+def stack(photos: list[Path], per_photo: int = 1) -> Tensor:
+    return unit_range(torch.stack([to_uint8(v) for v in views(photos, SIDE, per_photo, seed=0)]))
+
+
+def faded(photos: list[Path], low: float, high: float) -> Tensor:
+    """Each whole photo with a fading of its own, seeded by its name."""
+    pictures = []
+    for photo in photos:
+        fading = sample_fading(random.Random(photo.name), low, high)
+        pictures.append(to_uint8(fade(squash(open_rgb(photo), SIDE), fading)))
+    return unit_range(torch.stack(pictures))
+
+
+def on_gray_inputs(bundle: Bundle, train: list[Path], held_out: list[Path]) -> None:
+    true = stack(held_out)
+    gray = grayscale(true)
+    pipeline, views_of_train = bundle.pipeline, stack(train, 4)
+
+    @torch.no_grad()
+    def tokens(rgb: Tensor) -> Tensor:
+        encode = (pipeline.image_encoder, pipeline.feature_extractor)
+        chunks = tqdm(grayscale(rgb).split(16), desc="image tokens", leave=False)
+        return torch.cat([image_tokens(*encode, chunk) for chunk in chunks])
+
+    head = train_regression(tokens(views_of_train), views_of_train)
+    mean = chroma(views_of_train).mean(dim=(0, 2, 3), keepdim=True)
+    with torch.no_grad():
+        regressed = head(tokens(true))
+    rows = {
+        "gray": gray,
+        "mean chroma of training": with_chroma(mean.expand(len(gray), -1, 8, 8), gray),
+        "regression head": with_chroma(regressed, gray),
+        "ColorFLUX without LoRA": colorized(bundle, gray, 0.0),
+        "ColorFLUX": colorized(bundle, gray, 1.0),
+        "(true)": true,
+    }
+    print(f"\nGray inputs, {len(gray)} photos at {SIDE} x {SIDE}\n")
+    table(rows, true)
+
+
+def on_faded_inputs(bundle: Bundle, held_out: list[Path]) -> None:
+    true = stack(held_out)
+    print(f"\nFaded inputs, {len(true)} photos: mean distance to the true photo's\n")
+    print(f"{'':34}{'colorfulness':>13}{'contrast':>10}{'brightness':>12}")
+    for low, high in ((0.5, 0.8), (0.75, 0.95)):
+        gray = grayscale(faded(held_out, low, high))
+        for name, rgb in {
+            "faded gray": gray,
+            "ColorFLUX without LoRA": colorized(bundle, gray, 0.0),
+            "ColorFLUX": colorized(bundle, gray, 1.0),
+        }.items():
+            colorful = (colorfulness(rgb) - colorfulness(true)).abs().mean().item()
+            contrast, brightness = (
+                (of(luminance(rgb), dim=(1, 2, 3)) - of(luminance(true), dim=(1, 2, 3)))
+                .abs()
+                .mean()
+                .item()
+                for of in (torch.std, torch.mean)
+            )
+            label = f"{name}, fading {low}-{high}"
+            print(f"{label:40}{colorful:7.2f}{contrast:10.4f}{brightness:12.4f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", type=Path, required=True, help="folder of the photos")
+    parser.add_argument("--manifest", type=Path, default=Path("models/nano/photos.csv"))
+    parser.add_argument("--split", default="test", help="the manifest's held-out split")
+    parser.add_argument("--bundle", default="nano", help="bundle folder or name")
+    arguments = parser.parse_args()
+    bundle = load_bundle(arguments.bundle)
+    bundle.pipeline.set_progress_bar_config(disable=True)
+    held_out = read_manifest(arguments.manifest, arguments.photos, arguments.split)
+    train = read_manifest(arguments.manifest, arguments.photos, "train")
+    on_gray_inputs(bundle, train, held_out)
+    on_faded_inputs(bundle, held_out)
+
+
+if __name__ == "__main__":
+    main()
