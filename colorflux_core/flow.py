@@ -33,7 +33,10 @@ def velocity(x_0: Tensor, noise: Tensor) -> Tensor:
 def sample_timesteps(
     count: int, generator: torch.Generator, density: TimestepDensity = "logit_normal"
 ) -> Tensor:
-    """(count,) timesteps in (0, 1). The paper does not say how; logit-normal(0, 1) is SD3's choice."""
+    """(count,) timesteps in (0, 1).
+
+    The paper does not say how they are drawn; logit-normal(0, 1) is SD3's choice.
+    """
     if density == "uniform":
         return torch.rand(count, generator=generator)
     return torch.randn(count, generator=generator).sigmoid()

@@ -1,9 +1,10 @@
 """Nano's vision tower: EfficientNet-Lite0 behind SigLIP's interface.
 
-SigLIP so400m has 428 M parameters; nano needs ImageNet features from 3.4 M. The tower keeps what the
-visual prompt relies on: ``model(pixel_values=...).last_hidden_state`` is a sequence of image tokens,
-one for each 32 x 32 pixel cell. A token joins the features of five depths averaged over its cell
-(strides 2 to 32), the pooled features of the whole image, and the cell's position, all standardized.
+SigLIP so400m has 428 M parameters; nano needs ImageNet features from 3.4 M. The tower keeps what
+the visual prompt relies on: ``model(pixel_values=...).last_hidden_state`` is a sequence of image
+tokens, one for each 32 x 32 pixel cell. A token joins the features of five depths averaged over its
+cell (strides 2 to 32), the pooled features of the whole image, both standardized, and the cell's
+position.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ CELL = 32
 
 
 class Stage(NamedTuple):
-    """A run of inverted-residual blocks of EfficientNet-Lite0 (Tan and Le 2019, without squeeze)."""
+    """A run of EfficientNet-Lite0's inverted-residual blocks (Tan and Le 2019, no squeeze)."""
 
     repeats: int
     kernel: int
@@ -60,7 +61,7 @@ class LiteVisionConfig(PreTrainedConfig):
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution with TensorFlow's "same" padding: the odd pixel goes to the right and bottom."""
+    """A convolution with TensorFlow's "same" padding: an odd pixel goes to the right or bottom."""
 
     def forward(self, x: Tensor) -> Tensor:
         overhang = [
@@ -72,7 +73,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel alone, project; the batch norms are folded into the convolutions."""
+    """Expand, filter each channel alone, project; batch norms are folded into the convolutions."""
 
     def __init__(self, channels_in: int, stage: Stage, stride: int) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ class InvertedResidual(nn.Module):
 
 
 class LiteVisionModel(PreTrainedModel):
-    """EfficientNet-Lite0 as a sequence of image tokens. Frozen: ColorFLUX trains Redux, not this."""
+    """EfficientNet-Lite0 as a sequence of image tokens; usually frozen, Redux learns behind it."""
 
     config_class = LiteVisionConfig
     main_input_name = "pixel_values"
@@ -119,14 +120,17 @@ class LiteVisionModel(PreTrainedModel):
             x = stage(x)
             if i in TAPPED_STAGES:
                 taps.append(x)
-        grid = x.shape[-2:]
+        grid = (x.shape[-2], x.shape[-1])
         local = torch.cat([F.adaptive_avg_pool2d(tap, grid) for tap in taps], dim=1)
         whole = F.relu6(self.head(x)).mean(dim=(2, 3))
         local = local.flatten(2).transpose(1, 2)
         return torch.cat([local, whole[:, None].expand(-1, local.shape[1], -1)], dim=-1)
 
     def forward(self, pixel_values: Tensor, return_dict: bool = True) -> BaseModelOutput:
-        """Image tokens (B, cells, hidden_size) of normalized pixels (B, 3, H, W), H and W multiples of 32."""
+        """Image tokens (B, cells, hidden_size) of normalized pixels (B, 3, H, W).
+
+        H and W are multiples of 32; the cells are in row-major order.
+        """
         height, width = (n // CELL for n in pixel_values.shape[-2:])
         features = (self.features(pixel_values) - self.feature_mean) / self.feature_std
         position = cell_positions(height, width, self.config.position_octaves).to(features)
@@ -135,7 +139,7 @@ class LiteVisionModel(PreTrainedModel):
 
 
 def cell_positions(height: int, width: int, octaves: int) -> Tensor:
-    """Fourier features (1, height * width, 4 * octaves) of the cells' centres in row-major order."""
+    """Fourier features (1, height * width, 4 * octaves) of the cells' centres, row by row."""
     centres = [(torch.arange(n) + 0.5) / n for n in (height, width)]
     grid = torch.stack(torch.meshgrid(*centres, indexing="ij"), dim=-1).flatten(0, 1)
     phase = grid[..., None] * torch.pi * 2.0 ** torch.arange(octaves)

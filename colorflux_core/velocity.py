@@ -12,7 +12,7 @@ from .latents import image_ids
 
 @dataclass(frozen=True)
 class Residuals:
-    """What the ControlNet adds after each double and each single block; None where it adds nothing."""
+    """What the ControlNet adds after each double and single block; None where it adds nothing."""
 
     double: list[Tensor] | None
     single: list[Tensor] | None
@@ -30,11 +30,11 @@ def control_residuals(
     mode: Tensor | None = None,
     pooled: Tensor | None = None,
 ) -> Residuals:
-    """The ControlNet's residuals for packed ``x_t`` and ``control_latents`` (B, L, C) at t (B,) in [0, 1].
+    """The ControlNet's residuals for x_t and the gray photo's latents, both packed (B, L, C).
 
-    ``prompt`` (B, T, D) is the visual prompt behind its text tokens; ``latent_size`` the latents'
-    height and width before packing; ``mode`` (B, 1) the control mode of a union ControlNet;
-    ``pooled`` (B, P) a text's pooled vector, zero without a text.
+    ``t`` (B,) is in [0, 1]; ``prompt`` (B, T, D) is the visual prompt behind its text tokens;
+    ``latent_size`` the latents' height and width before packing; ``mode`` (B, 1) the control mode
+    of a union ControlNet; ``pooled`` (B, P) a text's pooled vector, zero without a text.
     """
     double, single = controlnet(
         hidden_states=x_t,
@@ -57,7 +57,7 @@ def predict_velocity(
     residuals: Residuals | None = None,
     pooled: Tensor | None = None,
 ) -> Tensor:
-    """v_theta(x_t, t) (B, L, C), given the visual prompt and, with ``residuals``, the gray photo."""
+    """v_theta(x_t, t) (B, L, C), given the visual prompt and, in ``residuals``, the gray photo."""
     return transformer(
         hidden_states=x_t,
         controlnet_block_samples=residuals and residuals.double,

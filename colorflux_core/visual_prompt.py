@@ -1,4 +1,4 @@
-"""The visual prompt c_v = Redux(SigLIP(image)): what the photo shows, without words (paper 4.1.2)."""
+"""The visual prompt c_v = Redux(SigLIP(image)): what a photo shows, without words (paper 4.1.2)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, SiglipImageProcessor
 def preprocess(image_processor: SiglipImageProcessor, rgb: Tensor) -> Tensor:
     """Normalized pixels (B, 3, S, S) for the vision tower, of ``rgb`` (B, 3, H, W) in [0, 1].
 
-    SigLIP squashes the whole picture to its square: nothing is cropped away. The picture goes through
-    8 bits, since the processor rescales floats a second time.
+    SigLIP squashes the whole picture to its square: nothing is cropped away. The picture goes
+    through 8 bits, since the processor rescales floats a second time.
     """
     images = (rgb.clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
     return image_processor.preprocess(
@@ -36,10 +36,15 @@ def visual_prompt(
     rgb: Tensor,
 ) -> Tensor:
     """c_v (B, tokens, width of the transformer's context) of ``rgb`` (B, 3, H, W) in [0, 1]."""
-    return redux(image_tokens(image_encoder, image_processor, rgb).to(redux.dtype)).image_embeds
+    return prompt_from_tokens(redux, image_tokens(image_encoder, image_processor, rgb))
+
+
+def prompt_from_tokens(redux: ReduxImageEncoder, tokens: Tensor) -> Tensor:
+    """c_v (B, tokens, width of the transformer's context) of image tokens (B, tokens, D)."""
+    return redux(tokens.to(redux.dtype)).image_embeds
 
 
 def after_text_tokens(prompt: Tensor, text_tokens: int) -> Tensor:
-    """The prompt (B, T, D) behind ``text_tokens`` zero tokens: what diffusers gives without a text."""
+    """The prompt (B, T, D) behind ``text_tokens`` zero tokens, as diffusers has it without text."""
     text = prompt.new_zeros(prompt.shape[0], text_tokens, prompt.shape[2])
     return torch.cat([text, prompt], dim=1)

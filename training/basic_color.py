@@ -1,7 +1,8 @@
 """Stage 2, basic color learning (paper 4.1.2, 7.2): ``python -m training.basic_color``.
 
 Redux alone learns to find in the *gray* photo the visual prompt that its color photo has:
-L = L_FM + alpha L_distill (Eq. 6). FLUX and the ControlNet are frozen.
+L = L_FM + alpha L_distill (Eq. 6). FLUX and the ControlNet are frozen. The defaults are the
+paper's.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from colorflux_core.color import colorfulness, unit_range
 from colorflux_core.errors import ColorFluxError
@@ -23,7 +26,7 @@ from colorflux_core.flow import (
     velocity,
 )
 from colorflux_core.velocity import control_residuals, predict_velocity
-from colorflux_core.visual_prompt import after_text_tokens, preprocess
+from colorflux_core.visual_prompt import after_text_tokens, preprocess, prompt_from_tokens
 
 from .config import parse, run, setting
 from .data import Rows
@@ -34,6 +37,7 @@ from .sheet import save_sheet
 
 @dataclass
 class BasicColorConfig(PartsConfig):
+    epochs: float = setting(2.0, "passes over the views, where --steps is 0")
     loss: Literal["both", "flow", "distill"] = setting(
         "both", "the terms of Eq. 6 (Table 3); distill loads neither FLUX nor the ControlNet"
     )
@@ -48,21 +52,22 @@ class BasicColorConfig(PartsConfig):
 class VisualPrompt(nn.Module):
     """Phi: Redux, behind the vision tower where that learns too."""
 
-    def __init__(self, redux: nn.Module, tower: nn.Module | None) -> None:
+    def __init__(self, redux: ReduxImageEncoder, tower: PreTrainedModel | None) -> None:
         super().__init__()
         self.redux, self.tower = redux, tower
 
     def forward(self, seen: Tensor) -> Tensor:
         """c_v of image tokens (B, T, D), or of pixels (B, 3, S, S) where the tower learns."""
         tokens = self.tower(pixel_values=seen).last_hidden_state if self.tower else seen
-        return self.redux(tokens).image_embeds
+        return prompt_from_tokens(self.redux, tokens)
 
 
 class BasicColorStage:
     def __init__(self, config: BasicColorConfig, samples: Tensor) -> None:
         self.config, self.samples = config, samples
-        tower = part(config, "image_encoder") if config.train == "redux+siglip" else None
-        self.trainable = VisualPrompt(part(config, "image_embedder"), tower).requires_grad_(True)
+        self.redux = part(config, "image_embedder")
+        self.tower = part(config, "image_encoder") if config.train == "redux+siglip" else None
+        self.trainable: nn.Module = VisualPrompt(self.redux, self.tower).requires_grad_(True)
         self.pretrained = part(config, "image_embedder")
         if config.loss != "distill":
             self.transformer = part(config, "transformer")
@@ -84,7 +89,7 @@ class BasicColorStage:
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         c_v = self.trainable(batch["seen"])
         with torch.no_grad():
-            color_prompt = self.pretrained(batch["color_tokens"]).image_embeds
+            color_prompt = prompt_from_tokens(self.pretrained, batch["color_tokens"])
         distill = distillation_loss(c_v, color_prompt)
         if self.config.loss == "distill":
             return distill, {"distillation_loss": distill.detach()}
@@ -106,9 +111,9 @@ class BasicColorStage:
         if self.config.loss == "distill":
             return
         photos = unit_range(self.samples)
-        trained = {"image_embedder": self.trainable.redux}
-        if self.trainable.tower is not None:
-            trained["image_encoder"] = self.trainable.tower
+        trained = {"image_embedder": self.redux}
+        if self.tower is not None:
+            trained["image_encoder"] = self.tower
         colorized = pipeline(
             self.config, transformer=self.transformer, controlnet=self.controlnet, **trained
         )(
@@ -119,13 +124,15 @@ class BasicColorStage:
         save_sheet([photos, colorized], path)
 
     def save(self, folder: Path) -> None:
-        self.trainable.redux.save_pretrained(folder / "image_embedder")
-        if self.trainable.tower is not None:
-            self.trainable.tower.save_pretrained(folder / "image_encoder")
+        self.redux.save_pretrained(folder / "image_embedder")
+        if self.tower is not None:
+            self.tower.save_pretrained(folder / "image_encoder")
 
 
 def basic_color_stage(config: BasicColorConfig) -> tuple[BasicColorStage, Rows]:
-    """Raises ColorFluxError when no photo is colorful enough."""
+    """Raises ColorFluxError when no photo is colorful enough, or the settings do not fit."""
+    if config.token_dropout and config.train != "redux":
+        raise ColorFluxError("--token_dropout needs --train redux: it hides what Redux is given")
     pictures, encoder = images(config), Encoder(config)
     colorful = colorfulness(unit_range(pictures)) >= config.min_colorfulness
     if not colorful.any():

@@ -1,18 +1,24 @@
-"""Typed configs: a dataclass per stage, filled from its defaults, then a TOML recipe, then flags."""
+"""Typed configs: a dataclass per stage, filled from its defaults, a TOML recipe, then flags."""
 
 from __future__ import annotations
 
+import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
-import tomllib
 from transformers import HfArgumentParser
 
 from colorflux_core.errors import ColorFluxError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 Config = TypeVar("Config")
 
@@ -51,40 +57,63 @@ class LoopConfig:
     resume: bool = setting(False, "go on from the checkpoint in --output")
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The trainer's docstring as it is written, and every setting with its default."""
+
+
+class Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ColorFluxError(f"{message} (--help explains)")
+
+
 def parse(config_class: type[Config], argv: list[str] | None = None, prog: str = "") -> Config:
     """The config that ``--recipe FILE.toml`` and the flags in ``argv`` describe; flags win.
 
-    An unknown key, a wrong type or a value outside a choice ends the program with one line that
-    names it (argparse), whether it stands in the recipe or on the command line.
+    Raises ColorFluxError for an unknown setting, a wrong type or a value outside a choice, and for
+    a recipe that is missing or is not TOML.
     """
     argv = sys.argv[1:] if argv is None else argv
-    parser = HfArgumentParser(config_class, prog=f"python -m {prog}", allow_abbrev=False)
-    parser.add_argument("--recipe", type=Path, help="TOML file with any of these settings")
-    recipe = parser.parse_known_args(argv)[0].recipe if "--help" not in argv else None
-    settings = vars(parser.parse_args([*recipe_flags(recipe), *argv]))
-    settings.pop("recipe")
-    return config_class(**settings)
+    parser = Parser(
+        config_class,
+        prog=f"python -m {prog}",
+        usage="%(prog)s [--recipe FILE.toml] [--SETTING VALUE]...",
+        description=sys.modules[config_class.__module__].__doc__,
+        formatter_class=Help,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--recipe", type=Path, metavar="FILE.toml", help="any of these settings, as a file"
+    )
+    recipe = parser.parse_args(argv).recipe
+    try:
+        settings = parser.parse_args(recipe_flags(recipe))
+    except ColorFluxError as error:
+        raise ColorFluxError(f"--recipe {recipe}: {error}") from error
+    parser.parse_args(argv, settings)
+    del settings.recipe
+    return config_class(**vars(settings))
 
 
 def recipe_flags(recipe: Path | None) -> list[str]:
-    """A recipe as flags. Raises ColorFluxError for a file that is missing or is not TOML."""
+    """A recipe as flags. Raises ColorFluxError for a file that cannot be read or is not TOML."""
     if recipe is None:
         return []
     try:
         settings = tomllib.loads(recipe.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ColorFluxError(f"cannot read --recipe {recipe}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ColorFluxError(f"--recipe {recipe} is not TOML: {error}") from error
+        raise ColorFluxError(f"cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ColorFluxError(f"is not TOML: {error}") from error
     return [f"--{key}={value}" for key, value in settings.items()]
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """A trainer's command line: errors that users can mend end it in one line."""
+    """A trainer's command line: errors that users can mend, and being stopped, end in one line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(sys.argv[1:])
     except ColorFluxError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit("stopped; --resume goes on from the last checkpoint")

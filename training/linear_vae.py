@@ -1,9 +1,9 @@
-"""The autoencoder that nano's starts from, in closed form: the best linear one, in FLUX's VAE class.
+"""The autoencoder that nano's starts from: the best linear one, in closed form, in FLUX's class.
 
 An 8 x 8 patch is 192 numbers. Its 16 latents are the leading principal components of the patch's
 luma and of its chroma, scaled to unit variance: so the gray photo's latents are the color photo's
-without the chroma ones. The weights below make AutoencoderKL's encoder compute exactly this, and its
-decoder paint every patch with its mean color; the residual blocks start as the identity.
+without the chroma ones. The weights below make AutoencoderKL's encoder compute exactly this, and
+its decoder paint every patch with its mean color; the residual blocks start as the identity.
 
 A norm followed by SiLU passes a value x through as silu(x) - silu(-x) = x, if constant channels of
 size ANCHOR beside x keep the norm's divisor constant.
@@ -16,6 +16,7 @@ import math
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention
+from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
@@ -84,7 +85,7 @@ def principal_components(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean, analysis
 
 
-def set_encoder(encoder: nn.Module, mean: Tensor, analysis: Tensor) -> None:
+def set_encoder(encoder: Encoder, mean: Tensor, analysis: Tensor) -> None:
     """Two stride-2 convolutions gather 4 x 4 pixels, the third applies the filters to 8 x 8."""
     passing(encoder.conv_in)
     for level in (0, 1):
@@ -109,7 +110,7 @@ def set_encoder(encoder: nn.Module, mean: Tensor, analysis: Tensor) -> None:
         encoder.conv_out.weight[latent, minus, 1, 1] = -scale
 
 
-def set_decoder(decoder: nn.Module, mean: Tensor, analysis: Tensor) -> None:
+def set_decoder(decoder: Decoder, mean: Tensor, analysis: Tensor) -> None:
     """Copy the latents up to full size, and there turn them into their patch's mean color."""
     synthesis = torch.linalg.pinv(analysis.flatten(1)).T.view_as(analysis)
     passing(decoder.conv_in)
@@ -132,18 +133,20 @@ def passing(conv: nn.Conv2d) -> None:
     """Copy the first channels, as many as there are on both sides; leave the others as they are."""
     kept = min(conv.in_channels, conv.out_channels, LATENTS * 3)
     middle = conv.kernel_size[0] // 2
-    conv.weight[:kept] = 0
-    conv.bias[:kept] = 0
-    conv.weight[range(kept), range(kept), middle, middle] = 1
+    weight, bias = conv.parameters()
+    weight[:kept] = 0
+    bias[:kept] = 0
+    weight[range(kept), range(kept), middle, middle] = 1
 
 
 def gathering(conv: nn.Conv2d, channels: int) -> None:
     """Stack the ``channels`` first channels of each 2 x 2 block."""
-    conv.weight[: 4 * channels] = 0
-    conv.bias[: 4 * channels] = 0
+    weight, bias = conv.parameters()
+    weight[: 4 * channels] = 0
+    bias[: 4 * channels] = 0
     for offset in range(4):
         for channel in range(channels):
-            conv.weight[offset * channels + channel, channel, offset // 2, offset % 2] = 1
+            weight[offset * channels + channel, channel, offset // 2, offset % 2] = 1
 
 
 def anchored(
@@ -157,14 +160,15 @@ def anchored(
     size = conv.out_channels // GROUPS
     per_group = math.ceil(values / GROUPS)
     mixing = torch.eye(values) if mixing is None else mixing
-    conv.weight.zero_()
+    weight, bias = conv.parameters()
+    weight.zero_()
     signs = torch.tensor([1.0, -1.0]).repeat(conv.out_channels // 2)
-    conv.bias.copy_(ANCHOR * signs)
+    bias.copy_(ANCHOR * signs)
     paired = []
     for value in range(values):
         plus = value // per_group * size + 2 * (value % per_group)
-        conv.weight[plus, : mixing.shape[1], 0, 0] = mixing[value]
-        conv.weight[plus + 1, : mixing.shape[1], 0, 0] = -mixing[value]
-        conv.bias[plus : plus + 2] = 0
+        weight[plus, : mixing.shape[1], 0, 0] = mixing[value]
+        weight[plus + 1, : mixing.shape[1], 0, 0] = -mixing[value]
+        bias[plus : plus + 2] = 0
         paired.append((plus, plus + 1))
     return paired, ANCHOR * math.sqrt(1 - 2 * per_group / size)

@@ -1,9 +1,9 @@
 """The one loop of all stages.
 
-A stage says what is drawn for a batch (``draw``), what its loss is (``loss``, a pure function of the
-drawn batch), what a sample sheet shows and what artifact it leaves. The loop does the rest. Whatever
-is random in step k comes from a generator seeded with (seed, k) and is drawn for the whole batch
-before it is cut into micro batches: so accumulation and resuming change nothing.
+A stage says what is drawn for a batch (``draw``), what its loss is (``loss``, a pure function of
+the drawn batch), what a sample sheet shows and what artifact it leaves. The loop does the rest.
+Whatever is random in step k comes from a generator seeded with (seed, k) and is drawn for the whole
+batch before it is cut into micro batches: so accumulation and resuming change nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def total_steps(config: LoopConfig, rows: int) -> int:
 
 
 def row_order(rows: int, batch_size: int, seed: int, first_step: int) -> Iterator[Tensor]:
-    """Row indices of each batch from ``first_step`` on: shuffled anew for every pass over the rows."""
+    """Row indices of each batch from ``first_step`` on, shuffled anew for every pass."""
     position = first_step * batch_size
 
     def shuffled(epoch: int) -> Tensor:
@@ -80,8 +80,10 @@ def train(stage: Stage, rows: Rows, config: LoopConfig) -> None:
     that ``--resume`` was not given for, and when the loss stops being finite.
     """
     micro_batch = config.micro_batch or config.batch_size
-    if config.batch_size % micro_batch:
-        raise ColorFluxError("--batch_size must be a multiple of --micro_batch")
+    if min(config.batch_size, micro_batch) < 1 or config.batch_size % micro_batch:
+        raise ColorFluxError("--batch_size must be a positive multiple of --micro_batch")
+    if config.checkpoint_every < 1:
+        raise ColorFluxError("--checkpoint_every must be at least 1")
     checkpoint = config.output / CHECKPOINT
     if checkpoint.exists() and not config.resume:
         raise ColorFluxError(f"{config.output} holds a run: give --resume or another --output")
@@ -119,8 +121,8 @@ def train(stage: Stage, rows: Rows, config: LoopConfig) -> None:
                     loss, metrics = stage.loss(micro)
                 if not torch.isfinite(loss):
                     raise ColorFluxError(
-                        f"the loss is {loss.item()} at step {step}: lower --learning_rate;"
-                        f" {checkpoint} holds the last good state"
+                        f"the loss is {loss.item()} at step {step}:"
+                        " start again with a lower --learning_rate"
                     )
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
@@ -157,7 +159,7 @@ def finish(
     sheet: Path,
     artifact: Path | None = None,
 ) -> None:
-    """Draw a sample sheet, and write the artifact if asked, with the averaged weights if there are."""
+    """Draw a sample sheet, and write the artifact if asked, with the averaged weights if any."""
     if ema:
         ema.store(parameters)
         ema.copy_to(parameters)
@@ -182,7 +184,7 @@ def save_checkpoint(
     ema: EMAModel | None,
     step: int,
 ) -> None:
-    """Write the whole state beside ``path`` and put it in place at once: a kill leaves the old one."""
+    """Write the whole state beside ``path``, then put it in place: a kill leaves the old one."""
     trainable = {n: p for n, p in stage.trainable.named_parameters() if p.requires_grad}
     state = {
         "step": step,
@@ -196,7 +198,7 @@ def save_checkpoint(
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    unfinished.replace(path)
 
 
 def restore(

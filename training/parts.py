@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -21,6 +21,7 @@ from colorflux_core.components import (
     load_model,
     load_scheduler,
 )
+from colorflux_core.errors import ColorFluxError
 from colorflux_core.latents import encode, pack
 from colorflux_core.pipeline import ColorFluxPipeline
 from colorflux_core.visual_prompt import image_tokens
@@ -49,23 +50,37 @@ class PartsConfig(LoopConfig):
 
 
 def part(config: PartsConfig, name: str) -> Any:
-    """A frozen model of the pipeline, in float32. Raises ColorFluxError when there is none."""
-    path = {"controlnet": config.controlnet, "image_embedder": config.redux}.get(name)
-    return load_model(name, path or config.base, torch.float32).requires_grad_(False)
+    """A frozen model of the pipeline, in float32.
+
+    Raises ColorFluxError, which names the flag, when it is missing or cannot be used.
+    """
+    flag, path = "base", config.base
+    if name == "controlnet" and config.controlnet is not None:
+        flag, path = "controlnet", config.controlnet
+    if name == "image_embedder" and config.redux is not None:
+        flag, path = "redux", config.redux
+    try:
+        return load_model(name, path, torch.float32).requires_grad_(False)
+    except ColorFluxError as error:
+        raise ColorFluxError(f"--{flag} {path}: {error}") from error
 
 
 def feature_extractor(config: PartsConfig) -> SiglipImageProcessor:
     return load_feature_extractor(config.base)
 
 
-def pipeline(config: PartsConfig, **trained: nn.Module) -> ColorFluxPipeline:
+def pipeline(
+    config: PartsConfig,
+    scheduler: FlowMatchEulerDiscreteScheduler | None = None,
+    **trained: nn.Module,
+) -> ColorFluxPipeline:
     """The pipeline of the parts, with ``trained`` ones in their places."""
     names = ("transformer", "vae", "controlnet", "image_encoder", "image_embedder")
     parts = {name: trained.get(name) or part(config, name) for name in names}
     whole = ColorFluxPipeline(
         **parts,
         feature_extractor=feature_extractor(config),
-        scheduler=load_scheduler(config.base),
+        scheduler=scheduler or load_scheduler(config.base),
     )
     whole.set_progress_bar_config(disable=True)
     return whole
@@ -127,5 +142,5 @@ class Encoder:
 def fingerprint(*tensors: Tensor) -> str:
     digest = hashlib.blake2b(digest_size=12)
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -18,7 +18,7 @@ from colorflux_core.components import FLUX_SCHEDULE
 from colorflux_core.control import control_from_transformer
 from colorflux_core.flow import flow_matching_loss, interpolate, sample_timesteps, velocity
 from colorflux_core.velocity import predict_velocity
-from colorflux_core.visual_prompt import after_text_tokens
+from colorflux_core.visual_prompt import after_text_tokens, prompt_from_tokens
 
 from .config import setting
 from .data import Rows
@@ -53,12 +53,11 @@ class FluxStage:
         torch.manual_seed(config.seed)
         tower = part(config, "image_encoder")
         self.config, self.samples = config, samples
-        self.trainable = nn.ModuleDict(
-            {
-                "transformer": build_flux(config),
-                "image_embedder": ReduxImageEncoder(tower.config.hidden_size, config.prompt_width),
-            }
-        )
+        self.transformer = build_flux(config)
+        self.redux = ReduxImageEncoder(tower.config.hidden_size, config.prompt_width)
+        self.scheduler = FlowMatchEulerDiscreteScheduler(**FLUX_SCHEDULE)
+        self.parts = {"transformer": self.transformer, "image_embedder": self.redux}
+        self.trainable: nn.Module = nn.ModuleDict(self.parts)
 
     def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
         noise = torch.randn(batch["latents"].shape, generator=generator)
@@ -67,9 +66,9 @@ class FluxStage:
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         x_0, noise, t = batch["latents"], batch["noise"], batch["t"]
-        c_v = self.trainable["image_embedder"](batch["tokens"]).image_embeds
+        c_v = prompt_from_tokens(self.redux, batch["tokens"])
         predicted = predict_velocity(
-            self.trainable["transformer"],
+            self.transformer,
             interpolate(x_0, noise, t),
             t,
             after_text_tokens(c_v, self.config.text_tokens),
@@ -80,11 +79,11 @@ class FluxStage:
 
     def sample(self, path: Path) -> None:
         """Photos above what their visual prompts alone draw: alike, not the same."""
-        transformer = self.trainable["transformer"]
         drawn = pipeline(
             self.config,
-            **self.trainable,
-            controlnet=control_from_transformer(transformer, 1, 1),
+            self.scheduler,
+            **self.parts,
+            controlnet=control_from_transformer(self.transformer, 1, 1),
         )(
             unit_range(self.samples),
             reference=unit_range(self.samples),
@@ -95,9 +94,9 @@ class FluxStage:
         save_sheet([unit_range(self.samples), drawn], path)
 
     def save(self, folder: Path) -> None:
-        for name, model in self.trainable.items():
+        for name, model in self.parts.items():
             model.save_pretrained(folder / name)
-        FlowMatchEulerDiscreteScheduler(**FLUX_SCHEDULE).save_pretrained(folder / "scheduler")
+        self.scheduler.save_pretrained(folder / "scheduler")
 
 
 def flux_stage(config: FluxConfig) -> tuple[FluxStage, Rows]:

@@ -1,8 +1,11 @@
 """Stage 3, fine-color adjustment (paper 4.2, 7.3): ``python -m training.pro_dpo``.
 
-Progressive Diffusion-DPO (Eq. 4) on pairs of a photo (winner) and its faded self (loser), both under
-the condition of the gray faded photo. Run it twice: stage A with strong fading, then stage B with mild
-fading, starting from A's LoRA.
+Progressive Diffusion-DPO (Eq. 4) on pairs of a photo (winner) and its faded self (loser), both
+under the condition of the gray faded photo. Run it twice: stage A with strong fading, then stage B
+with mild fading, starting from A's LoRA. The defaults are the paper's stage A; stage B is
+
+  --initial_lora FOLDER_OF_A/pro_dpo.safetensors --fading_low 0.75 --fading_high 0.95
+  --learning_rate 1e-5 --output FOLDER_OF_B
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from colorflux_core.flow import (
 )
 from colorflux_core.lora import add_lora, reference_policy, save_lora
 from colorflux_core.velocity import Residuals, control_residuals, predict_velocity
-from colorflux_core.visual_prompt import after_text_tokens
+from colorflux_core.visual_prompt import after_text_tokens, prompt_from_tokens
 
 from .config import parse, run, setting
 from .data import Rows, to_uint8
@@ -39,6 +42,9 @@ from .sheet import save_sheet
 
 @dataclass
 class ProDpoConfig(PartsConfig):
+    epochs: float = setting(2.0, "passes over the pairs, where --steps is 0")
+    batch_size: int = setting(32, "pairs for one optimizer step")
+    learning_rate: float = setting(4e-5, "AdamW's peak learning rate; 1e-5 in stage B")
     loss: Literal["dpo", "sft"] = setting(
         "dpo", "Eq. 4, or plain fine-tuning on the winners (Table 4)"
     )
@@ -76,7 +82,7 @@ class ProDpoStage:
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            c_v = self.redux(batch["loser_tokens"]).image_embeds
+            c_v = prompt_from_tokens(self.redux, batch["loser_tokens"])
         prompt = after_text_tokens(c_v, self.config.text_tokens)
         return self.dpo(batch, prompt) if self.config.loss == "dpo" else self.sft(batch, prompt)
 
@@ -92,10 +98,16 @@ class ProDpoStage:
             reference = self.predict(x_t, t, prompt, residuals)
         policy = self.predict(x_t, t, prompt, residuals)
 
+        policy_winner, policy_loser = policy.chunk(2)
+        reference_winner, reference_loser = reference.chunk(2)
+        winner_velocity, loser_velocity = velocity(photos, noise).chunk(2)
         terms = preference_terms(
-            *policy.chunk(2),
-            *reference.chunk(2),
-            *velocity(photos, noise).chunk(2),
+            policy_winner,
+            policy_loser,
+            reference_winner,
+            reference_loser,
+            winner_velocity,
+            loser_velocity,
             beta_at(batch["t"], self.config.beta, self.config.beta_schedule),
         )
         return terms.loss, {

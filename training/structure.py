@@ -1,7 +1,7 @@
 """Stage 1, structure consistency training (paper 4.1.1, 7.1): ``python -m training.structure``.
 
-The gray ControlNet alone learns, with L_FM. It is told the colors by the visual prompt of the *color*
-photo, so that structure is all that is left for it to learn.
+The gray ControlNet alone learns, with L_FM. It is told the colors by the visual prompt of the
+*color* photo, so that structure is all that is left for it to learn. The defaults are the paper's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from colorflux_core.color import unit_range
 from colorflux_core.control import control_from_transformer
 from colorflux_core.flow import flow_matching_loss, interpolate, sample_timesteps, velocity
 from colorflux_core.velocity import control_residuals, predict_velocity
-from colorflux_core.visual_prompt import after_text_tokens
+from colorflux_core.visual_prompt import after_text_tokens, prompt_from_tokens
 
 from .config import parse, run, setting
 from .data import Rows
@@ -27,6 +27,7 @@ from .sheet import save_sheet
 
 @dataclass
 class StructureConfig(PartsConfig):
+    epochs: float = setting(5.0, "passes over the views, where --steps is 0")
     double_blocks: int = setting(4, "the transformer's first double blocks to copy")
     single_blocks: int = setting(10, "the transformer's first single blocks to copy")
 
@@ -49,7 +50,7 @@ class StructureStage:
         x_0, noise, t = batch["latents"], batch["noise"], batch["t"]
         x_t = interpolate(x_0, noise, t)
         with torch.no_grad():
-            c_v = self.redux(batch["color_tokens"]).image_embeds
+            c_v = prompt_from_tokens(self.redux, batch["color_tokens"])
         prompt = after_text_tokens(c_v, self.config.text_tokens)
         given = (prompt, self.config.latent_size, self.config.guidance)
         residuals = control_residuals(self.trainable, x_t, t, batch["gray_latents"], *given)

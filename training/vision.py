@@ -62,7 +62,7 @@ def convert(published: dict[str, Tensor], image_size: int) -> LiteVisionModel:
 
 
 def image_processor(image_size: int) -> SiglipImageProcessor:
-    """SigLIP's own preprocessing (direct squash, no crop) with Lite0's normalization (x - 127) / 128."""
+    """SigLIP's preprocessing (direct squash, no crop), normalized for Lite0: (x - 127) / 128."""
     return SiglipImageProcessor(
         size={"height": image_size, "width": image_size},
         image_mean=[127 / 255] * 3,
