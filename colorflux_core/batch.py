@@ -39,6 +39,7 @@ class Job:
 
     @property
     def is_done(self) -> bool:
+        """Whether there is such a file already; files appear whole or not at all."""
         return self.target.is_file()
 
 

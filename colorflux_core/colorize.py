@@ -70,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ColorFluxError as error:
         _tell_error(str(error))
         return REFUSED
+    except ModuleNotFoundError as error:
+        _tell_error(f"{error.name} is not installed: pip install --editable '.[headless]'")
+        return REFUSED
     except OSError as error:
         _tell_error(str(error))
         return REFUSED
@@ -249,7 +252,10 @@ def _colorize(args: argparse.Namespace) -> int:
         return DONE
 
     prepare(todo)
-    reference = load_photo(args.reference).pixels if args.reference else None
+    limit = MAX_MEGAPIXELS if args.max_megapixels is None else args.max_megapixels
+    reference = None
+    if args.reference is not None:
+        reference = load_photo(args.reference, max_megapixels=limit).pixels
     bundle = _load(args)
     settings = with_flags(bundle.settings, args)
 
@@ -259,7 +265,6 @@ def _colorize(args: argparse.Namespace) -> int:
         return colorize(bundle.pipeline, photo.pixels, settings, reference, on_step)
 
     started = time.perf_counter()
-    limit = MAX_MEGAPIXELS if args.max_megapixels is None else args.max_megapixels
     failures = run(todo, in_color, max_megapixels=limit, quiet=args.quiet)
     for failure in failures:
         _tell_error(failure)

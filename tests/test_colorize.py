@@ -477,7 +477,13 @@ def test_a_full_disk_leaves_nothing_half_written(run: Run) -> None:
     assert list(files("out")) == ["b.png"]
 
 
-# No waiting
+# Without torch
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -493,11 +499,18 @@ try:
 except SystemExit as exit:
     print(exit.code, "torch" in sys.modules, "PIL" in sys.modules)
 """
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    result = python("-c", script)
     assert result.stdout.splitlines()[-1] == f"{status} False False"
+
+
+def test_without_torch_the_way_to_it_is_told() -> None:
+    script = """
+import sys
+from colorflux_core.colorize import main
+sys.modules["torch"] = None
+sys.exit(main(["a.png", "-o", "b.png"]))
+"""
+    result = python("-c", script)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "torch is not installed" in line
