@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from colorflux_core.color import colorfulness, unit_range
+from colorflux_core.components import load_model
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.flow import (
     distillation_loss,
@@ -31,7 +32,16 @@ from colorflux_core.visual_prompt import after_text_tokens, preprocess, prompt_f
 from .config import parse, run, setting
 from .data import Rows
 from .loop import Batch, train
-from .parts import Encoder, PartsConfig, feature_extractor, gray, images, part, pipeline
+from .parts import (
+    ENCODE_BATCH,
+    Encoder,
+    PartsConfig,
+    feature_extractor,
+    gray,
+    images,
+    part,
+    pipeline,
+)
 from .sheet import save_sheet
 
 
@@ -44,6 +54,9 @@ class BasicColorConfig(PartsConfig):
     alpha: float = setting(0.1, "weight of L_distill in Eq. 6")
     train: Literal["redux", "redux+siglip"] = setting(
         "redux", "what learns; the paper's 'Redux model' may mean the vision tower too"
+    )
+    initial_redux: Path | None = setting(
+        None, "Redux to start from, such as a distill run's, where it is not the pretrained one"
     )
     token_dropout: float = setting(0.0, "share of the image tokens' channels hidden from Redux")
     min_colorfulness: float = setting(15.0, "photos below this colorfulness are left out")
@@ -65,10 +78,12 @@ class VisualPrompt(nn.Module):
 class BasicColorStage:
     def __init__(self, config: BasicColorConfig, samples: Tensor) -> None:
         self.config, self.samples = config, samples
+        self.pretrained = part(config, "image_embedder")
         self.redux = part(config, "image_embedder")
+        if config.initial_redux is not None:
+            self.redux = load_model("image_embedder", config.initial_redux, torch.float32)
         self.tower = part(config, "image_encoder") if config.train == "redux+siglip" else None
         self.trainable: nn.Module = VisualPrompt(self.redux, self.tower).requires_grad_(True)
-        self.pretrained = part(config, "image_embedder")
         if config.loss != "distill":
             self.transformer = part(config, "transformer")
             self.controlnet = part(config, "controlnet")
@@ -134,7 +149,12 @@ def basic_color_stage(config: BasicColorConfig) -> tuple[BasicColorStage, Rows]:
     if config.token_dropout and config.train != "redux":
         raise ColorFluxError("--token_dropout needs --train redux: it hides what Redux is given")
     pictures, encoder = images(config), Encoder(config)
-    colorful = colorfulness(unit_range(pictures)) >= config.min_colorfulness
+    colorful = torch.cat(
+        [
+            colorfulness(unit_range(chunk)) >= config.min_colorfulness
+            for chunk in pictures.split(ENCODE_BATCH)
+        ]
+    )
     if not colorful.any():
         raise ColorFluxError(f"no photo reaches --min_colorfulness {config.min_colorfulness}")
     grays = gray(pictures)

@@ -93,9 +93,10 @@ def images(config: LoopConfig, split: str = "train", per_photo: int = 0) -> Tens
     return torch.stack([to_uint8(v) for v in views(photos, config.canvas, per_photo, config.seed)])
 
 
-def gray(rgb: Tensor) -> Tensor:
+def gray(pictures: Tensor) -> Tensor:
     """The grayscale of uint8 pictures, as uint8: what an 8-bit scan would hold."""
-    return (grayscale(unit_range(rgb)) * 255).round().byte()
+    chunks = (grayscale(unit_range(chunk)) for chunk in pictures.split(ENCODE_BATCH))
+    return torch.cat([(chunk * 255).round().byte() for chunk in chunks])
 
 
 class Encoder:

@@ -36,7 +36,7 @@ from colorflux_core.visual_prompt import after_text_tokens, prompt_from_tokens
 from .config import parse, run, setting
 from .data import Rows, to_uint8
 from .loop import Batch, train
-from .parts import Encoder, PartsConfig, gray, images, part, pipeline
+from .parts import ENCODE_BATCH, Encoder, PartsConfig, gray, images, part, pipeline
 from .sheet import save_sheet
 
 
@@ -189,7 +189,7 @@ def well_exposed(pictures: Tensor, config: ProDpoConfig) -> Tensor:
 def pro_dpo_stage(config: ProDpoConfig) -> tuple[ProDpoStage, Rows]:
     """Raises ColorFluxError when no photo is well exposed."""
     pictures, encoder = images(config), Encoder(config)
-    chosen = well_exposed(pictures, config)
+    chosen = torch.cat([well_exposed(chunk, config) for chunk in pictures.split(ENCODE_BATCH)])
     if not chosen.any():
         raise ColorFluxError("no photo is within --min/max_saturation and --min/max_value")
     winners = pictures[chosen].repeat(config.pairs, 1, 1, 1)
