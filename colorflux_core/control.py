@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from math import ceil
 
-from diffusers import AutoencoderKL, FluxControlNetModel, FluxTransformer2DModel
-from torch import Tensor
+from diffusers import FluxControlNetModel, FluxTransformer2DModel
 
 from .errors import ColorFluxError
-from .latents import encode, pack
 
 
 def control_from_transformer(
@@ -46,15 +44,6 @@ def control_from_transformer(
         num_attention_heads=transformer.config.num_attention_heads,
     )
     return control.to(transformer.device).type(transformer.dtype)
-
-
-def control_latents(vae: AutoencoderKL, gray: Tensor) -> Tensor:
-    """The ControlNet's condition: packed latents (B, H/16 * W/16, 64) of the gray photo.
-
-    gray (B, 3, H, W) in [0, 1] with three equal channels. Latents are the posterior mode, so the
-    condition does not depend on the seed.
-    """
-    return pack(encode(vae, gray))
 
 
 def _check_count(name: str, count: int, depth: int) -> None:

@@ -5,17 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxControlNetModel
-from diffusers.pipelines.flux.pipeline_flux_controlnet import retrieve_latents
 from torch import Tensor
 
-from colorflux_core.control import control_from_transformer, control_latents
+from colorflux_core.control import control_from_transformer
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.latents import pack
 from colorflux_core.lora import add_lora
 from tests.flux_models import (
     flux_dev,
     tiny_transformer,
-    tiny_vae,
     transformer_inputs,
     velocity,
 )
@@ -111,12 +108,3 @@ def test_the_papers_control_net_has_2953_million_parameters() -> None:
     assert len(control.controlnet_blocks) == 4
     assert len(control.controlnet_single_blocks) == 10
     assert control.controlnet_x_embedder.weight.shape == (3072, 64)
-
-
-def test_control_latents_are_the_packed_mode_whatever_the_seed() -> None:
-    vae = tiny_vae()
-    gray = torch.rand(2, 1, 32, 48).expand(-1, 3, -1, -1)
-    mode = retrieve_latents(vae.encode(2 * gray - 1), sample_mode="argmax")
-    scaled = (mode - vae.config.shift_factor) * vae.config.scaling_factor
-    torch.testing.assert_close(control_latents(vae, gray), pack(scaled))
-    assert control_latents(vae, gray).shape == (2, 6, 64)

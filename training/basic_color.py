@@ -23,7 +23,6 @@ from colorflux_core.flow import (
     distillation_loss,
     flow_matching_loss,
     interpolate,
-    sample_timesteps,
     velocity,
 )
 from colorflux_core.velocity import control_residuals, predict_velocity
@@ -41,6 +40,7 @@ from .parts import (
     images,
     part,
     pipeline,
+    with_noise,
 )
 from .sheet import save_sheet
 
@@ -94,12 +94,9 @@ class BasicColorStage:
             seen, kept = batch["seen"], 1 - self.config.token_dropout
             mask = torch.rand(seen.shape[0], 1, seen.shape[2], generator=generator) < kept
             drawn["seen"] = seen * mask / kept
-        if self.config.loss != "distill":
-            drawn["noise"] = torch.randn(batch["latents"].shape, generator=generator)
-            drawn["t"] = sample_timesteps(
-                len(drawn["noise"]), generator, self.config.timestep_density
-            )
-        return drawn
+        if self.config.loss == "distill":
+            return drawn
+        return with_noise(drawn, "latents", generator, self.config)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         c_v = self.trainable(batch["seen"])

@@ -22,6 +22,7 @@ from colorflux_core.components import (
     load_scheduler,
 )
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.flow import sample_timesteps
 from colorflux_core.latents import encode, pack
 from colorflux_core.pipeline import ColorFluxPipeline
 from colorflux_core.visual_prompt import image_tokens
@@ -97,6 +98,15 @@ def gray(pictures: Tensor) -> Tensor:
     """The grayscale of uint8 pictures, as uint8: what an 8-bit scan would hold."""
     chunks = (grayscale(unit_range(chunk)) for chunk in pictures.split(ENCODE_BATCH))
     return torch.cat([(chunk * 255).round().byte() for chunk in chunks])
+
+
+def with_noise(
+    batch: dict[str, Tensor], photo: str, generator: torch.Generator, config: PartsConfig
+) -> dict[str, Tensor]:
+    """The batch with the noise eps and the timesteps t of Eq. 1, for the column ``photo``."""
+    noise = torch.randn(batch[photo].shape, generator=generator)
+    t = sample_timesteps(len(noise), generator, config.timestep_density)
+    return {**batch, "noise": noise, "t": t}
 
 
 class Encoder:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from colorflux_core.color import unit_range
 from colorflux_core.components import FLUX_SCHEDULE
 from colorflux_core.control import control_from_transformer
-from colorflux_core.flow import flow_matching_loss, interpolate, sample_timesteps, velocity
+from colorflux_core.flow import flow_matching_loss, interpolate, velocity
 from colorflux_core.velocity import predict_velocity
 from colorflux_core.visual_prompt import after_text_tokens, prompt_from_tokens
 
 from .config import setting
 from .data import Rows
 from .loop import Batch
-from .parts import Encoder, PartsConfig, images, part, pipeline
+from .parts import Encoder, PartsConfig, images, part, pipeline, with_noise
 from .sheet import save_sheet
 
 
@@ -60,9 +60,7 @@ class FluxStage:
         self.trainable: nn.Module = nn.ModuleDict(self.parts)
 
     def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
-        noise = torch.randn(batch["latents"].shape, generator=generator)
-        t = sample_timesteps(len(noise), generator, self.config.timestep_density)
-        return {**batch, "noise": noise, "t": t}
+        return with_noise(batch, "latents", generator, self.config)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         x_0, noise, t = batch["latents"], batch["noise"], batch["t"]

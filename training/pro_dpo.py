@@ -26,7 +26,6 @@ from colorflux_core.flow import (
     flow_matching_loss,
     interpolate,
     preference_terms,
-    sample_timesteps,
     velocity,
 )
 from colorflux_core.lora import add_lora, reference_policy, save_lora
@@ -36,7 +35,7 @@ from colorflux_core.visual_prompt import after_text_tokens, prompt_from_tokens
 from .config import parse, run, setting
 from .data import Rows, to_uint8
 from .loop import Batch, train
-from .parts import ENCODE_BATCH, Encoder, PartsConfig, gray, images, part, pipeline
+from .parts import ENCODE_BATCH, Encoder, PartsConfig, gray, images, part, pipeline, with_noise
 from .sheet import save_sheet
 
 
@@ -76,9 +75,7 @@ class ProDpoStage:
 
     def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
         """One noise and one timestep for winner and loser."""
-        noise = torch.randn(batch["winner"].shape, generator=generator)
-        t = sample_timesteps(len(noise), generator, self.config.timestep_density)
-        return {**batch, "noise": noise, "t": t}
+        return with_noise(batch, "winner", generator, self.config)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():

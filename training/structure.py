@@ -14,14 +14,14 @@ from torch import Tensor
 
 from colorflux_core.color import unit_range
 from colorflux_core.control import control_from_transformer
-from colorflux_core.flow import flow_matching_loss, interpolate, sample_timesteps, velocity
+from colorflux_core.flow import flow_matching_loss, interpolate, velocity
 from colorflux_core.velocity import control_residuals, predict_velocity
 from colorflux_core.visual_prompt import after_text_tokens, prompt_from_tokens
 
 from .config import parse, run, setting
 from .data import Rows
 from .loop import Batch, train
-from .parts import Encoder, PartsConfig, gray, images, part, pipeline
+from .parts import Encoder, PartsConfig, gray, images, part, pipeline, with_noise
 from .sheet import save_sheet
 
 
@@ -42,9 +42,7 @@ class StructureStage:
         ).requires_grad_(True)
 
     def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
-        noise = torch.randn(batch["latents"].shape, generator=generator)
-        t = sample_timesteps(len(noise), generator, self.config.timestep_density)
-        return {**batch, "noise": noise, "t": t}
+        return with_noise(batch, "latents", generator, self.config)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         x_0, noise, t = batch["latents"], batch["noise"], batch["t"]
