@@ -104,8 +104,8 @@ def train(stage: Stage, rows: Rows, config: LoopConfig) -> None:
         num_warmup_steps=config.warmup_steps,
         num_training_steps=steps,
     )
-    ema = EMAModel(parameters, decay=config.ema_decay) if config.ema_decay else None
     stage.trainable, optimizer = accelerator.prepare(stage.trainable, optimizer)
+    ema = EMAModel(parameters, decay=config.ema_decay) if config.ema_decay else None
     first_step = restore(checkpoint, stage, optimizer, schedule, ema) if checkpoint.exists() else 0
 
     progress = tqdm(total=steps, initial=first_step, desc=config.output.name, unit="step")
@@ -115,7 +115,10 @@ def train(stage: Stage, rows: Rows, config: LoopConfig) -> None:
         batch = stage.draw(rows.batch(next(order)), step_generator(config.seed, step))
         total: dict[str, float] = {}
         for start in range(0, config.batch_size, micro_batch):
-            micro = {name: column[start : start + micro_batch] for name, column in batch.items()}
+            micro = {
+                name: column[start : start + micro_batch].to(accelerator.device)
+                for name, column in batch.items()
+            }
             with accelerator.accumulate(stage.trainable):
                 with accelerator.autocast():
                     loss, metrics = stage.loss(micro)
@@ -218,5 +221,6 @@ def restore(
     schedule.load_state_dict(state["schedule"])
     if ema:
         ema.load_state_dict(state["ema"])
+        ema.to(next(stage.trainable.parameters()).device)
     logger.info("resumed %s at step %d", path, state["step"])
     return int(state["step"])

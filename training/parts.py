@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -61,9 +62,10 @@ def part(config: PartsConfig, name: str) -> Any:
     if name == "image_embedder" and config.redux is not None:
         flag, path = "redux", config.redux
     try:
-        return load_model(name, path, torch.float32).requires_grad_(False)
+        model = load_model(name, path, torch.float32)
     except ColorFluxError as error:
         raise ColorFluxError(f"--{flag} {path}: {error}") from error
+    return model.requires_grad_(False).to(PartialState().device)
 
 
 def feature_extractor(config: PartsConfig) -> SiglipImageProcessor:
@@ -84,7 +86,7 @@ def pipeline(
         scheduler=scheduler or load_scheduler(config.base),
     )
     whole.set_progress_bar_config(disable=True)
-    return whole
+    return whole.to(PartialState().device)
 
 
 def images(config: LoopConfig, split: str = "train", per_photo: int = 0) -> Tensor:
@@ -139,10 +141,10 @@ class Encoder:
         )
         if file.exists():
             return load_file(file)[name]
-        encoded = []
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
+        encoded, device = [], PartialState().device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             for chunk in tqdm(pictures.split(ENCODE_BATCH), desc=f"encoding {name}", unit="batch"):
-                encoded.append(run(unit_range(chunk)))
+                encoded.append(run(unit_range(chunk).to(device)).cpu())
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(".part")
         save_file({name: torch.cat(encoded)}, unfinished)

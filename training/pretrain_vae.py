@@ -65,7 +65,7 @@ class VaeStage:
 
     def sample(self, path: Path) -> None:
         """Photos above their reconstructions."""
-        rgb = unit_range(self.samples)
+        rgb = unit_range(self.samples).to(self.trainable.device)
         latents = self.trainable.encode(rgb * 2 - 1).latent_dist.mode()
         save_sheet([rgb, self.trainable.decode(latents).sample / 2 + 0.5], path)
 
