@@ -1,6 +1,6 @@
 """Does a bundle colorize photos that it has not seen? Prints the tables of nano's model card.
 
-    python benchmarks/heldout.py --photos FOLDER --manifest models/nano/photos.csv [--bundle DIR]
+    python -m benchmarks.heldout --photos FOLDER --manifest models/nano/photos.csv [--bundle DIR]
 
 1. Gray inputs: chroma error against the true photo, colorfulness, blotches; beside the gray photo
    itself, the training photos' mean chroma, and a regression head on the same features and photos.
@@ -13,13 +13,14 @@ import argparse
 import random
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from colorflux_core.bundle import Bundle, load_bundle
+from colorflux_core.bundle import LORA, Bundle, find_bundle, load_bundle
 from colorflux_core.color import (
     colorfulness,
     fade,
@@ -34,6 +35,7 @@ from colorflux_core.color import (
 from colorflux_core.colorization import colorize
 from colorflux_core.visual_prompt import image_tokens
 from training.data import open_rgb, read_manifest, squash, to_uint8, views
+from training.pro_dpo import ProDpoConfig, ProDpoStage, preference_rows
 
 SIDE = 256
 FLAT = 0.02
@@ -191,6 +193,35 @@ def on_faded_inputs(bundle: Bundle, held_out: list[Path]) -> None:
             print(f"{label:40}{colorful:7.2f}{contrast:10.4f}{brightness:12.4f}")
 
 
+def on_pairs(bundle: Bundle, folder: Path, held_out: list[Path], draws: int = 4) -> None:
+    """Does the LoRA prefer the photo to its faded self, beside the reference? Eq. 4's margin."""
+    true = torch.stack([to_uint8(squash(open_rgb(photo), SIDE)) for photo in held_out])
+    print("\nPreference pairs that training never saw\n")
+    for low, high in ((0.5, 0.8), (0.75, 0.95)):
+        with TemporaryDirectory() as cache:
+            config = ProDpoConfig(
+                base=folder,
+                initial_lora=folder / LORA,
+                canvas=SIDE,
+                text_tokens=bundle.settings.text_tokens,
+                guidance=bundle.settings.guidance,
+                fading_low=low,
+                fading_high=high,
+                cache=Path(cache),
+            )
+            rows = preference_rows(true, torch.ones(len(true), dtype=torch.bool), config)
+        stage = ProDpoStage(config, true[:1])
+        batch = rows.batch(torch.arange(len(rows)))
+        accuracy = []
+        for seed in range(draws):
+            drawn = stage.draw(batch, torch.Generator().manual_seed(seed))
+            for start in range(0, len(true), 16):
+                micro = {name: column[start : start + 16] for name, column in drawn.items()}
+                with torch.no_grad():
+                    accuracy.append(stage.loss(micro)[1]["implicit_accuracy"].item())
+        print(f"implicit accuracy, fading {low}-{high}: {sum(accuracy) / len(accuracy):.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, required=True, help="folder of the photos")
@@ -204,6 +235,7 @@ def main() -> None:
     train = read_manifest(arguments.manifest, arguments.photos, "train")
     on_gray_inputs(bundle, train, held_out)
     on_faded_inputs(bundle, held_out)
+    on_pairs(bundle, find_bundle(arguments.bundle), held_out)
 
 
 if __name__ == "__main__":

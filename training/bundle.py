@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -14,6 +14,7 @@ from colorflux_core.resize import Canvas
 from colorflux_core.settings import Settings
 
 from .config import parse, run, setting
+from .data import manifest_rows
 from .parts import PartsConfig, pipeline
 
 
@@ -21,7 +22,9 @@ from .parts import PartsConfig, pipeline
 class BundleConfig(PartsConfig):
     lora: Path | None = setting(None, "the Pro-DPO LoRA; none leaves fine-color adjustment out")
     detail: float = setting(0.0, "share of the scan's fine detail that users get by default")
-    dtype: str = setting("float16", "of the stored weights: float32, bfloat16 or float16")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting(
+        "float16", "type of the stored weights"
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -35,8 +38,7 @@ def main(argv: list[str]) -> None:
         text_tokens=config.text_tokens,
         detail=config.detail,
     )
-    with config.manifest.open(newline="", encoding="utf-8") as file:
-        photos = list(csv.DictReader(file))
+    photos = manifest_rows(config.manifest)
     save_bundle(
         config.output,
         whole,

@@ -19,11 +19,8 @@ from torch import Tensor
 from colorflux_core.errors import ColorFluxError
 
 
-def read_manifest(manifest: Path, folder: Path, split: str) -> list[Path]:
-    """The photos of one split, in the manifest's order.
-
-    Raises ColorFluxError when the manifest, its columns or the photos it names are missing.
-    """
+def manifest_rows(manifest: Path) -> list[dict[str, str]]:
+    """All rows of a manifest. Raises ColorFluxError when it or its columns are missing."""
     try:
         with manifest.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -31,6 +28,15 @@ def read_manifest(manifest: Path, folder: Path, split: str) -> list[Path]:
         raise ColorFluxError(f"cannot read --manifest {manifest}: {error.strerror}") from error
     if not rows or not {"file", "split"} <= rows[0].keys():
         raise ColorFluxError(f"--manifest {manifest} needs the columns 'file' and 'split'")
+    return rows
+
+
+def read_manifest(manifest: Path, folder: Path, split: str) -> list[Path]:
+    """The photos of one split, in the manifest's order.
+
+    Raises ColorFluxError when the manifest, its columns or the photos it names are missing.
+    """
+    rows = manifest_rows(manifest)
     photos = [folder / row["file"] for row in rows if row["split"] == split]
     if not photos:
         raise ColorFluxError(f"--manifest {manifest} lists no photo of the split {split!r}")

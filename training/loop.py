@@ -108,6 +108,8 @@ def train(stage: Stage, rows: Rows, config: LoopConfig) -> None:
     ema = EMAModel(parameters, decay=config.ema_decay) if config.ema_decay else None
     first_step = restore(checkpoint, stage, optimizer, schedule, ema) if checkpoint.exists() else 0
 
+    metrics_file = config.output / "metrics.jsonl"
+    forget_metrics(metrics_file, first_step)
     progress = tqdm(total=steps, initial=first_step, desc=config.output.name, unit="step")
     order = row_order(len(rows), config.batch_size, config.seed, first_step)
     for step in range(first_step, steps):
@@ -141,7 +143,7 @@ def train(stage: Stage, rows: Rows, config: LoopConfig) -> None:
             ema.step(parameters)
 
         total["images_per_s"] = config.batch_size / (time.perf_counter() - began)
-        log(config.output / "metrics.jsonl", {"step": step, **total})
+        log(metrics_file, {"step": step, **total})
         progress.update()
         progress.set_postfix_str(
             f"loss {total['loss']:.4f}, {total['images_per_s']:.1f} images/s", refresh=False
@@ -177,6 +179,13 @@ def finish(
 def log(path: Path, metrics: dict[str, float]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({name: round(value, 6) for name, value in metrics.items()}) + "\n")
+
+
+def forget_metrics(path: Path, first_step: int) -> None:
+    """Drop what a run that was stopped has logged after its last checkpoint."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in lines if json.loads(line)["step"] < first_step]
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def save_checkpoint(

@@ -183,15 +183,11 @@ def well_exposed(pictures: Tensor, config: ProDpoConfig) -> Tensor:
     )
 
 
-def pro_dpo_stage(config: ProDpoConfig) -> tuple[ProDpoStage, Rows]:
-    """Raises ColorFluxError when no photo is well exposed."""
-    pictures, encoder = images(config), Encoder(config)
-    chosen = torch.cat([well_exposed(chunk, config) for chunk in pictures.split(ENCODE_BATCH)])
-    if not chosen.any():
-        raise ColorFluxError("no photo is within --min/max_saturation and --min/max_value")
-    winners = pictures[chosen].repeat(config.pairs, 1, 1, 1)
-    losers = faded_pictures(winners, config, seed="pairs")
-    rows = Rows(
+def preference_rows(pictures: Tensor, chosen: Tensor, config: ProDpoConfig) -> Rows:
+    """Triplets (c, x_w, x_l) of the ``chosen`` (N,) among ``pictures`` (N, 3, H, W) uint8."""
+    encoder = Encoder(config)
+    losers = faded_pictures(pictures[chosen].repeat(config.pairs, 1, 1, 1), config, seed="pairs")
+    return Rows(
         {
             "winner": encoder.latents(pictures)[chosen].repeat(config.pairs, 1, 1),
             "loser": encoder.latents(losers),
@@ -199,6 +195,15 @@ def pro_dpo_stage(config: ProDpoConfig) -> tuple[ProDpoStage, Rows]:
             "loser_tokens": encoder.tokens(gray(losers)),
         }
     )
+
+
+def pro_dpo_stage(config: ProDpoConfig) -> tuple[ProDpoStage, Rows]:
+    """Raises ColorFluxError when no photo is well exposed."""
+    pictures = images(config)
+    chosen = torch.cat([well_exposed(chunk, config) for chunk in pictures.split(ENCODE_BATCH)])
+    if not chosen.any():
+        raise ColorFluxError("no photo is within --min/max_saturation and --min/max_value")
+    rows = preference_rows(pictures, chosen, config)
     return ProDpoStage(config, images(config, "validation", 1)[:8]), rows
 
 
