@@ -107,7 +107,7 @@ class RegressionHead(nn.Module):
         return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
-def train_regression(tokens: Tensor, true: Tensor, steps: int = 1500) -> RegressionHead:
+def train_regression(tokens: Tensor, true: Tensor, steps: int = 600) -> RegressionHead:
     torch.manual_seed(0)
     target = F.avg_pool2d(chroma(true), 8)
     head = RegressionHead(tokens.shape[2], target.shape[-1] // int(tokens.shape[1] ** 0.5))
@@ -146,7 +146,7 @@ def faded(photos: list[Path], low: float, high: float) -> Tensor:
 def on_gray_inputs(bundle: Bundle, train: list[Path], held_out: list[Path]) -> None:
     true = stack(held_out)
     gray = grayscale(true)
-    pipeline, views_of_train = bundle.pipeline, stack(train, 4)
+    pipeline, views_of_train = bundle.pipeline, stack(train, 3)
 
     @torch.no_grad()
     def tokens(rgb: Tensor) -> Tensor:
