@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from colorflux_core.color import unit_range
+from colorflux_core.components import load_model
 from colorflux_core.control import control_from_transformer
 from colorflux_core.flow import flow_matching_loss, interpolate, velocity
 from colorflux_core.velocity import control_residuals, predict_velocity
@@ -30,6 +31,9 @@ class StructureConfig(PartsConfig):
     epochs: float = setting(5.0, "passes over the views, where --steps is 0")
     double_blocks: int = setting(4, "the transformer's first double blocks to copy")
     single_blocks: int = setting(10, "the transformer's first single blocks to copy")
+    initial_controlnet: Path | None = setting(
+        None, "a ControlNet to go on from, instead of copied blocks"
+    )
 
 
 class StructureStage:
@@ -37,9 +41,14 @@ class StructureStage:
         self.config, self.samples = config, samples
         self.transformer = part(config, "transformer")
         self.redux = part(config, "image_embedder")
-        self.trainable = control_from_transformer(
-            self.transformer, config.double_blocks, config.single_blocks
-        ).requires_grad_(True)
+        self.trainable: nn.Module
+        if config.initial_controlnet is not None:
+            self.trainable = load_model("controlnet", config.initial_controlnet, torch.float32)
+        else:
+            self.trainable = control_from_transformer(
+                self.transformer, config.double_blocks, config.single_blocks
+            )
+        self.trainable.requires_grad_(True)
 
     def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
         return with_noise(batch, "latents", generator, self.config)
