@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MEGABYTE = 1_000_000
+MEBIBYTE = 2**20
 
 COMFYUI = {
     "comfy",
@@ -201,4 +201,4 @@ def test_weights_are_safetensors_and_small() -> None:
     pickles = {".bin", ".ckpt", ".npy", ".npz", ".onnx", ".pkl", ".pt", ".pth"}
     assert not [path for path in files if path.suffix in pickles]
     models = [ROOT / path for path in files if path.parts[0] == "models"]
-    assert sum(path.stat().st_size for path in models) < 40 * MEGABYTE
+    assert sum(path.stat().st_size for path in models) < 40 * MEBIBYTE

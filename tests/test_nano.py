@@ -40,7 +40,7 @@ def test_it_has_the_proportions_of_flux(nano: Bundle) -> None:
 
 
 def test_it_is_small() -> None:
-    assert sum(file.stat().st_size for file in EMBEDDED_NANO.rglob("*.*")) < 40e6
+    assert sum(file.stat().st_size for file in EMBEDDED_NANO.rglob("*.*")) < 40 * 2**20
 
 
 def test_an_old_photo_comes_back_in_color_at_its_size_with_its_structure(nano: Bundle) -> None:
