@@ -41,14 +41,13 @@ class StructureStage:
         self.config, self.samples = config, samples
         self.transformer = part(config, "transformer")
         self.redux = part(config, "image_embedder")
-        self.trainable: nn.Module
-        if config.initial_controlnet is not None:
-            self.trainable = load_model("controlnet", config.initial_controlnet, torch.float32)
-        else:
-            self.trainable = control_from_transformer(
+        if config.initial_controlnet is None:
+            self.controlnet = control_from_transformer(
                 self.transformer, config.double_blocks, config.single_blocks
             )
-        self.trainable.requires_grad_(True)
+        else:
+            self.controlnet = load_model("controlnet", config.initial_controlnet, torch.float32)
+        self.trainable: nn.Module = self.controlnet.requires_grad_(True)
 
     def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
         return with_noise(batch, "latents", generator, self.config)
@@ -80,7 +79,7 @@ class StructureStage:
         save_sheet([photos, *sheets], path)
 
     def save(self, folder: Path) -> None:
-        self.trainable.save_pretrained(folder / "controlnet")
+        self.controlnet.save_pretrained(folder / "controlnet")
 
 
 def structure_stage(config: StructureConfig) -> tuple[StructureStage, Rows]:
