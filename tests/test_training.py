@@ -147,7 +147,7 @@ def test_a_fixed_batch_is_learned(setup: Setup, tmp_path: Path, name: str) -> No
 LEARNING = {
     "vae": {"trainable": r"decoder\..*"},
     "flux": {"trainable": ".*", "transformer": ".*", "redux": ".*"},
-    "structure": {"trainable": ".*"},
+    "structure": {"trainable": ".*", "controlnet": ".*"},
     "basic_color": {"trainable": ".*", "redux": ".*"},
     "pro_dpo": {"trainable": r".*\.lora_[AB]\..*"},
 }
