@@ -443,6 +443,17 @@ def test_stage_b_goes_on_from_stage_a(
     assert learning == {n for n, _ in stage.trainable.named_parameters() if "lora_" in n}
 
 
+def test_structure_may_go_on_from_a_controlnet(
+    setup: Setup, trained: Callable[[str], Trained], tmp_path: Path
+) -> None:
+    run = trained("structure")
+    config = setup.config("structure", tmp_path, initial_controlnet=run.output)
+    stage, _ = setup.stage("structure", config)
+    saved = FluxControlNetModel.from_pretrained(run.output / "controlnet")
+    assert not changed(weights(saved), weights(stage.trainable))
+    assert all(parameter.requires_grad for parameter in stage.trainable.parameters())
+
+
 def test_basic_color_may_start_from_a_distilled_redux(
     setup: Setup, trained: Callable[[str], Trained], tmp_path: Path
 ) -> None:
