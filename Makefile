@@ -29,6 +29,8 @@ test: $(VENV)/.dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	@mkdir -p .mypy_cache/path && ln -sfn ../../ .mypy_cache/path/colorflux_pack
+	MYPYPATH=.mypy_cache/path $(VENV)/bin/mypy --package colorflux_pack.nodes
 	$(VENV)/bin/python -m pytest
 
 clean:

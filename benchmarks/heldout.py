@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from colorflux_core.bundle import LORA, Bundle, find_bundle, load_bundle
+from colorflux_core.bundle import LORA, Bundle, load_bundle
+from colorflux_core.bundle_config import find_bundle
 from colorflux_core.color import (
     colorfulness,
     fade,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import SiglipVisionModel
 
 from . import lite_vision
+from .bundle_config import CONFIG, FORMAT_VERSION, open_bundle
 from .components import (
     FLUX_SCHEDULE,
     MODELS,
@@ -31,12 +32,9 @@ from .components import (
 from .errors import ColorFluxError
 from .lora import ADAPTER, load_lora, save_lora
 from .pipeline import ColorFluxPipeline
-from .resize import Canvas
 from .settings import UNION_GRAY_MODE, Settings
 
-EMBEDDED_NANO = Path(__file__).resolve().parent.parent / "models" / "nano"
-FORMAT_VERSION = 1
-CONFIG, LORA = "colorflux.json", "pro_dpo.safetensors"
+LORA = "pro_dpo.safetensors"
 
 
 @dataclass(frozen=True)
@@ -45,17 +43,6 @@ class Bundle:
 
     pipeline: ColorFluxPipeline
     settings: Settings
-
-
-def find_bundle(name_or_path: str | Path) -> Path:
-    """The folder of a bundle: ``"nano"`` is the embedded one, anything else a path.
-
-    Raises ColorFluxError when there is no bundle.
-    """
-    folder = EMBEDDED_NANO if str(name_or_path) == "nano" else Path(name_or_path)
-    if not (folder / CONFIG).is_file():
-        raise ColorFluxError(f"There is no bundle in {folder}: it has no {CONFIG}.")
-    return folder
 
 
 def load_bundle(
@@ -72,16 +59,15 @@ def load_bundle(
     Raises:
         ColorFluxError: when anything is missing, damaged or does not fit, naming it.
     """
-    folder = find_bundle(path)
-    config = _read_config(folder / CONFIG)
-    settings = _settings(folder / CONFIG, config.get("settings", {}))
+    files = open_bundle(path)
+    settings = files.settings
     if lora_scale is not None:
         settings = replace(settings, lora_scale=lora_scale)
     pipeline = _pipeline(
-        {name: folder / name for name in MODELS},
-        load_feature_extractor(folder / "feature_extractor"),
-        load_scheduler(folder / "scheduler"),
-        folder / str(config["lora"]) if config.get("lora") else None,
+        {name: files.folder / name for name in MODELS},
+        load_feature_extractor(files.folder / "feature_extractor"),
+        load_scheduler(files.folder / "scheduler"),
+        files.lora,
         device,
         dtype,
     )
@@ -242,27 +228,6 @@ def _base_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def _stored(weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
     return {key: tensor.to("cpu", dtype).contiguous() for key, tensor in weights.items()}
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ColorFluxError(f"{path} cannot be read: {error}") from error
-    version = config.get("format_version") if isinstance(config, dict) else None
-    if version != FORMAT_VERSION:
-        raise ColorFluxError(
-            f"{path} has format_version {version}, and this ColorFLUX reads {FORMAT_VERSION}: "
-            "update the older of the two."
-        )
-    return config
-
-
-def _settings(path: Path, values: Mapping[str, Any]) -> Settings:
-    try:
-        return Settings(**{**values, "canvas": Canvas(**values.get("canvas", {}))})
-    except (ColorFluxError, TypeError, AttributeError) as error:
-        raise ColorFluxError(f"{path} has bad settings: {error}") from error
 
 
 def _pipeline(

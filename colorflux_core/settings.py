@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from .errors import ColorFluxError
 from .resize import Canvas
 
-UNION_GRAY_MODE = 5
-"""The gray mode of InstantX's union ControlNet and of Shakker Labs' Pro (not of their Pro 2.0)."""
+UNION_MODES = ("canny", "tile", "depth", "blur", "pose", "gray", "low quality")
+"""By index: InstantX's union ControlNet and Shakker Labs' Pro (their Pro 2.0 needs no mode)."""
+
+UNION_GRAY_MODE = UNION_MODES.index("gray")
 
 
 @dataclass(frozen=True)

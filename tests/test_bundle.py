@@ -15,15 +15,8 @@ from torch import Tensor, nn
 
 from colorflux_core import bundle as bundle_module
 from colorflux_core import components
-from colorflux_core.bundle import (
-    EMBEDDED_NANO,
-    LORA,
-    Bundle,
-    assemble,
-    find_bundle,
-    load_bundle,
-    save_bundle,
-)
+from colorflux_core.bundle import LORA, Bundle, assemble, load_bundle, save_bundle
+from colorflux_core.bundle_config import EMBEDDED_NANO, find_bundle
 from colorflux_core.colorization import colorize
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.lora import add_lora

@@ -24,7 +24,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from colorflux_core.bundle import EMBEDDED_NANO, load_bundle, save_bundle
+from colorflux_core.bundle import load_bundle, save_bundle
+from colorflux_core.bundle_config import EMBEDDED_NANO
 from colorflux_core.colorization import colorize
 from colorflux_core.colorize import FORMATS, main, parser, with_flags
 from colorflux_core.lora import add_lora

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from benchmarks.old_photos import PHOTOS, small_luma
 from benchmarks.versus_diffusers import STOCK_TOKENS, ours, stock
-from colorflux_core.bundle import EMBEDDED_NANO, LORA, Bundle, load_bundle
+from colorflux_core.bundle import LORA, Bundle, load_bundle
+from colorflux_core.bundle_config import EMBEDDED_NANO
 from colorflux_core.color import colorfulness
 from colorflux_core.colorization import colorize
 from colorflux_core.latents import pack

@@ -1,0 +1,42 @@
+"""The ComfyUI nodes: each a schema, one call into ``colorflux_core`` and the tensor layout.
+
+What takes long to import (diffusers, transformers, peft) is imported when a node first runs, so
+that ComfyUI starts as fast as without the pack.
+"""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .bundles import add_bundle_folder
+from .compare import ComparePhotos
+from .gray_controlnet import ApplyGrayControlNet
+from .load_bundle import LoadBundle
+from .prepare_photo import PreparePhoto
+from .pro_dpo_lora import LoadProDPOLoRA
+from .redux_visual_prompt import ReduxVisualPrompt
+from .resize_back import ResizeBack
+from .sample_photo import SamplePhoto
+
+# People's workflows name nodes, inputs, options and the order of outputs. They load for ever: none
+# of these changes its meaning or goes away; what is replaced is deprecated and stays.
+NODES: list[type[io.ComfyNode]] = [
+    LoadBundle,
+    SamplePhoto,
+    PreparePhoto,
+    ReduxVisualPrompt,
+    ApplyGrayControlNet,
+    LoadProDPOLoRA,
+    ResizeBack,
+    ComparePhotos,
+]
+
+
+class ColorFluxExtension(ComfyExtension):
+    """What ComfyUI loads."""
+
+    async def on_load(self) -> None:
+        add_bundle_folder()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

@@ -1,0 +1,39 @@
+"""Where bundles lie: the embedded nano, and models/colorflux of every model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+
+from ..colorflux_core.bundle_config import CONFIG, EMBEDDED_NANO
+from ..colorflux_core.errors import ColorFluxError
+
+KIND = "colorflux"
+EMBEDDED = "nano (embedded)"
+
+
+def add_bundle_folder() -> None:
+    """Tell ComfyUI of models/colorflux; extra_model_paths.yaml can name more for ``colorflux``."""
+    folder_paths.add_model_folder_path(KIND, str(Path(folder_paths.models_dir, KIND)))
+
+
+def bundle_folders() -> dict[str, Path]:
+    """Folders with a ``colorflux.json``, by their name as the artist sees it; nano comes first."""
+    found = {
+        config.parent.relative_to(top).as_posix(): config.parent
+        for top in reversed(folder_paths.get_folder_paths(KIND))
+        for config in sorted(Path(top).rglob(CONFIG))
+    }
+    return {EMBEDDED: EMBEDDED_NANO, **dict(sorted(found.items()))}
+
+
+def bundle_folder(name: str) -> Path:
+    """A bundle's folder. Raises ColorFluxError when it is not there any more."""
+    folders = bundle_folders()
+    if name not in folders:
+        raise ColorFluxError(
+            f"Load ColorFLUX Bundle: there is no {name} in models/{KIND}; "
+            f"there is {', '.join(folders)}."
+        )
+    return folders[name]

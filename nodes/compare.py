@@ -1,0 +1,41 @@
+"""Compare Photos: before and after under one slider."""
+
+from __future__ import annotations
+
+import nodes
+from comfy_api.latest import io
+from torch import Tensor
+
+from .layout import from_image, to_image
+from .schema import schema
+
+# Newer ComfyUI brings the slider itself; for the others there is web/js/compare.js.
+CORE_SLIDER = [io.ImageCompare.Input("compare_view")] if hasattr(io, "ImageCompare") else []
+
+
+class ComparePhotos(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ColorFlux_Compare",
+            display_name="Compare Photos",
+            description="Shows two pictures under one slider: drag it to see before and after.",
+            search_aliases=["before after", "image compare", "slider"],
+            inputs=[
+                io.Image.Input("before", tooltip="The picture on the left, usually the original."),
+                io.Image.Input("after", tooltip="The picture on the right, in color."),
+                *CORE_SLIDER,
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, before: Tensor, after: Tensor, compare_view: object = None) -> io.NodeOutput:
+        return io.NodeOutput(
+            ui={"a_images": _preview(before, "before"), "b_images": _preview(after, "after")}
+        )
+
+
+def _preview(image: Tensor, name: str) -> list[dict[str, str]]:
+    picture = to_image(from_image(image, f"Compare Photos: {name}"))
+    return nodes.PreviewImage().save_images(picture, f"ColorFLUX.{name}")["ui"]["images"]

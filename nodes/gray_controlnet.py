@@ -1,0 +1,130 @@
+"""Apply Grayscale ControlNet: the gray photo holds the structure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import nodes
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..colorflux_core.color import grayscale
+from ..colorflux_core.errors import ColorFluxError
+from ..colorflux_core.settings import UNION_GRAY_MODE, UNION_MODES, Settings
+from .layout import from_image, to_image
+from .schema import schema
+
+if TYPE_CHECKING:
+    from comfy.controlnet import ControlBase
+    from comfy.sd import VAE
+
+AUTO = "auto"
+Conditioning = list[tuple[Tensor, dict[str, Any]]]
+
+
+class ApplyGrayControlNet(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ColorFlux_ApplyGrayControlNet",
+            display_name="Apply Grayscale ControlNet",
+            description="Lets the gray photo hold the structure of the picture.",
+            search_aliases=["controlnet", "gray", "structure"],
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="From Redux Visual Prompt."),
+                io.ControlNet.Input(
+                    "control_net", tooltip="A gray ControlNet, or a union one, for FLUX.1."
+                ),
+                io.Image.Input("image", tooltip="The gray photo at canvas size."),
+                io.Vae.Input("vae", tooltip="FLUX.1's, or the bundle's."),
+                io.Float.Input(
+                    "strength",
+                    default=Settings.control_scale,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How strictly the photo's structure is kept; 0 leaves it out.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=Settings.control_start,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the sampling after which the ControlNet sets in.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=Settings.control_end,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the sampling after which it stops.",
+                ),
+                io.Combo.Input(
+                    "union_mode",
+                    options=[AUTO, *UNION_MODES],
+                    default=AUTO,
+                    tooltip="For union ControlNets with modes only. auto: their gray mode.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="For KSampler.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        conditioning: Conditioning,
+        control_net: ControlBase,
+        image: Tensor,
+        vae: VAE,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+        union_mode: str,
+    ) -> io.NodeOutput:
+        gray = to_image(grayscale(from_image(image, "Apply Grayscale ControlNet: image")))
+        _require_flux(control_net, vae)
+        controlled, _ = nodes.ControlNetApplyAdvanced().apply_controlnet(
+            conditioning,
+            [],
+            _in_mode(control_net, union_mode),
+            gray,
+            strength,
+            start_percent,
+            end_percent,
+            vae,
+        )
+        return io.NodeOutput(controlled)
+
+
+def _require_flux(control_net: ControlBase, vae: VAE) -> None:
+    from comfy.ldm.flux.controlnet import ControlNetFlux
+
+    model = getattr(control_net, "control_model", None)
+    if not isinstance(model, ControlNetFlux) or not model.latent_input:
+        raise ColorFluxError(
+            "Apply Grayscale ControlNet: control_net is not for FLUX.1's latents: connect "
+            "ColorFLUX's, or one in the style of InstantX or Shakker Labs (not XLabs)."
+        )
+    channels = getattr(vae, "latent_channels", None)
+    if channels != 16:
+        raise ColorFluxError(
+            f"Apply Grayscale ControlNet: vae has {channels or 'no'} latent channels, and FLUX.1 "
+            "has 16: connect FLUX.1's VAE (ae.safetensors), or the bundle's."
+        )
+
+
+def _in_mode(control_net: ControlBase, union_mode: str) -> ControlBase:
+    modes = control_net.control_model.num_union_modes
+    mode = UNION_GRAY_MODE if union_mode == AUTO else UNION_MODES.index(union_mode)
+    if not modes and union_mode == AUTO:
+        return control_net
+    if mode >= modes:
+        raise ColorFluxError(
+            f"Apply Grayscale ControlNet: control_net has {modes or 'no'} union modes, and none "
+            f"for {UNION_MODES[mode]}: set union_mode to auto or connect another."
+        )
+    control_net = control_net.copy()
+    control_net.set_extra_arg("control_type", [mode])
+    return control_net

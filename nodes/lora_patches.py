@@ -1,0 +1,61 @@
+"""A LoRA on a MODEL, wholly or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.lora
+import comfy.model_base
+import comfy.utils
+from comfy.model_patcher import ModelPatcher
+
+from ..colorflux_core.errors import ColorFluxError
+from ..colorflux_core.lora import load_lora_state
+
+
+def with_lora(model: ModelPatcher, path: Path, strength: float, where: str) -> ModelPatcher:
+    """The MODEL with W' = W + strength * B A; itself at strength 0.
+
+    Args:
+        model: FLUX.1, in whatever form ComfyUI has it.
+        path: A LoRA in one of the key styles that ``colorflux_core.lora.normalise`` knows.
+        strength: May be negative.
+        where: Node and input, for the message.
+
+    Raises:
+        ColorFluxError: when the model is not FLUX.1, or the LoRA is damaged or for another model.
+    """
+    if not isinstance(model.model, comfy.model_base.Flux):
+        raise ColorFluxError(
+            f"{where} is {type(model.model).__name__}, not FLUX.1: connect a FLUX.1 model."
+        )
+    if strength == 0:
+        return model
+    try:
+        state = load_lora_state(path)
+    except ColorFluxError as error:
+        raise ColorFluxError(f"{where}: {error}") from error
+    targets = comfy.lora.model_lora_keys_unet(model.model, {})
+    for key, down in state.items():
+        if not key.endswith(".lora_A.weight"):
+            continue
+        layer = key.removesuffix(".lora_A.weight")
+        if layer not in targets:
+            raise ColorFluxError(f"{where}: {path.name} is for another model, with a {layer}.")
+        up = state[f"{layer}.lora_B.weight"]
+        given, expected = (up.shape[0], down.shape[1]), _shape(model, targets[layer])
+        if given != expected:
+            raise ColorFluxError(
+                f"{where}: {path.name} is for another model: {layer} is {given[0]}x{given[1]} "
+                f"there and {expected[0]}x{expected[1]} here."
+            )
+    patched = model.clone()
+    patched.add_patches(comfy.lora.load_lora(state, targets), strength)
+    return patched
+
+
+def _shape(model: ModelPatcher, target: str | tuple[str, tuple[int, int, int]]) -> tuple[int, int]:
+    """(out, in) of a layer; q, k and v are thirds of one layer in ComfyUI."""
+    key, part = (target, None) if isinstance(target, str) else target
+    height, width = comfy.utils.get_attr(model.model, key).shape
+    return (part[2] if part else height), width

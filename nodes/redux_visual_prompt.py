@@ -1,0 +1,162 @@
+"""Redux Visual Prompt: what is in the photo, without words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..colorflux_core.errors import ColorFluxError
+from ..colorflux_core.settings import Settings
+from .layout import each_frame, from_image, to_image
+from .schema import schema
+
+if TYPE_CHECKING:
+    from comfy.clip_vision import ClipVisionModel
+    from comfy.sd import StyleModel
+
+EACH, SHARED = "one prompt each", "one shared prompt"
+POOLED_WIDTH = 768  # CLIP-L's; smaller models read as many as they have.
+Conditioning = list[tuple[Tensor, dict[str, Any]]]
+
+
+class ReduxVisualPrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="ColorFlux_ReduxVisualPrompt",
+            display_name="Redux Visual Prompt",
+            description="Says to the model what is in the photo, by a picture instead of words.",
+            search_aliases=["redux", "style model", "image prompt"],
+            inputs=[
+                io.ClipVision.Input("clip_vision", tooltip="SigLIP, or the bundle's own."),
+                io.StyleModel.Input("style_model", tooltip="Redux, or the bundle's own."),
+                io.Image.Input("image", tooltip="The gray photo."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Weight of the visual prompt; 0 leaves it out.",
+                ),
+                io.Combo.Input(
+                    "frames",
+                    options=[EACH, SHARED],
+                    default=EACH,
+                    tooltip="In a batch: every photo's own prompt, or the mean of all, which "
+                    "keeps the colors of a film steady.",
+                ),
+                io.Int.Input(
+                    "text_tokens",
+                    default=-1,
+                    min=-1,
+                    max=4096,
+                    tooltip="Empty text tokens before the visual prompt. -1: as many as the "
+                    f"bundle was trained with, {Settings.text_tokens} for other weights.",
+                ),
+                io.Image.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="A color picture to take the colors from.",
+                ),
+                io.Float.Input(
+                    "blend",
+                    optional=True,
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the reference in the prompt; the rest is the photo's.",
+                ),
+                io.Conditioning.Input(
+                    "text",
+                    optional=True,
+                    tooltip="A text prompt that goes before the visual one, in the empty "
+                    "tokens' place.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="conditioning", tooltip="For Apply Grayscale ControlNet."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        clip_vision: ClipVisionModel,
+        style_model: StyleModel,
+        image: Tensor,
+        strength: float,
+        frames: str,
+        text_tokens: int,
+        reference: Tensor | None = None,
+        blend: float = 1.0,
+        text: Conditioning | None = None,
+    ) -> io.NodeOutput:
+        from ..colorflux_core.visual_prompt import after_text_tokens
+
+        c_v = _visual_prompts(clip_vision, style_model, image, "image")
+        if reference is not None:
+            others = _visual_prompts(clip_vision, style_model, reference, "reference")
+            if len(others) not in (1, len(c_v)):
+                raise ColorFluxError(
+                    f"Redux Visual Prompt: reference has {len(others)} pictures for {len(c_v)} "
+                    "photos: connect one, or one for each."
+                )
+            c_v = c_v.lerp(others.expand_as(c_v), blend)
+        if frames == SHARED:
+            c_v = c_v.mean(dim=0, keepdim=True)
+        # At strength 0 there is no prompt, which is not the same as one of zeros.
+        c_v = c_v[:, : c_v.shape[1] if strength else 0] * strength
+        if text is not None:
+            return io.NodeOutput([(_after_text(c_v, *item), item[1]) for item in text])
+        if text_tokens < 0:
+            text_tokens = getattr(style_model, "text_tokens", Settings.text_tokens)
+        pooled = {"pooled_output": torch.zeros(1, POOLED_WIDTH)}
+        return io.NodeOutput([(after_text_tokens(c_v, text_tokens), pooled)])
+
+
+def _visual_prompts(
+    clip_vision: ClipVisionModel, style_model: StyleModel, image: Tensor, name: str
+) -> Tensor:
+    """c_v (B, tokens, width of the text) of each picture."""
+    rgb = from_image(image, f"Redux Visual Prompt: {name}")
+    redux = getattr(getattr(style_model, "model", None), "redux_up", None)
+    if redux is None:
+        raise ColorFluxError(
+            "Redux Visual Prompt: style_model is not Redux: connect flux1-redux-dev, or the "
+            "bundle's."
+        )
+
+    def prompt(i: int) -> Tensor:
+        seen = clip_vision.encode_image(to_image(rgb[i : i + 1]), crop=False)
+        width = seen.last_hidden_state.shape[-1]
+        if width != redux.in_features:
+            raise ColorFluxError(
+                f"Redux Visual Prompt: clip_vision sees {width} features and style_model reads "
+                f"{redux.in_features}: connect sigclip_vision_patch14_384 to FLUX.1's Redux, or "
+                "both of one bundle."
+            )
+        return style_model.get_cond(seen)
+
+    return each_frame(len(rgb), prompt)
+
+
+def _after_text(c_v: Tensor, text: Tensor, extras: dict[str, Any]) -> Tensor:
+    if text.shape[-1] != c_v.shape[-1]:
+        raise ColorFluxError(
+            f"Redux Visual Prompt: text is {text.shape[-1]} wide and the visual prompt "
+            f"{c_v.shape[-1]}: connect a text that FLUX.1's own encoders made."
+        )
+    if "attention_mask" in extras:
+        raise ColorFluxError(
+            "Redux Visual Prompt: text carries an attention mask (Apply Style Model with "
+            "attn_bias): connect the text before that node."
+        )
+    batch = max(len(text), len(c_v))
+    return torch.cat([rows.expand(batch, -1, -1) for rows in (text, c_v)], dim=1)
