@@ -35,8 +35,6 @@ NODES: list[type[io.ComfyNode]] = [
 class ColorFluxExtension(ComfyExtension):
     """What ComfyUI loads."""
 
-    async def on_load(self) -> None:
-        add_bundle_folder()
-
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        add_bundle_folder()  # Here, since ComfyUI 0.3.64 never calls on_load.
         return NODES

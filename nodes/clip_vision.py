@@ -12,6 +12,14 @@ from transformers import PreTrainedModel, SiglipImageProcessor
 from ..colorflux_core.visual_prompt import image_tokens
 
 
+class VisionTower(nn.Module):
+    """A ModelPatcher sets ``model.device``, which transformers' models refuse."""
+
+    def __init__(self, encoder: PreTrainedModel) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+
 class BundleClipVision:
     """SigLIP or nano's tower, with the preprocessing that it was trained with.
 
@@ -21,8 +29,7 @@ class BundleClipVision:
     def __init__(self, encoder: PreTrainedModel, image_processor: SiglipImageProcessor) -> None:
         self.image_processor = image_processor
         self.load_device = mm.text_encoder_device()
-        # A ModelPatcher sets model.device, which transformers' models refuse.
-        self.model = nn.ModuleDict({"encoder": encoder})
+        self.model = VisionTower(encoder)
         self.patcher = ModelPatcher(self.model, self.load_device, mm.text_encoder_offload_device())
 
     def encode_image(self, image: Tensor, crop: bool = True) -> comfy.clip_vision.Output:
@@ -34,7 +41,7 @@ class BundleClipVision:
             rgb = rgb[..., top : top + side, left : left + side]
         mm.load_models_gpu([self.patcher], force_full_load=True)
         with torch.no_grad():
-            tokens = image_tokens(self.model["encoder"], self.image_processor, rgb)
+            tokens = image_tokens(self.model.encoder, self.image_processor, rgb)
         output = comfy.clip_vision.Output()
         output["last_hidden_state"] = tokens.to(mm.intermediate_device())
         return output
