@@ -58,6 +58,7 @@ def load_control_net(bundle: Path) -> comfy.controlnet.ControlNet:
     weights, model_config = _flux(part)
     device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
     dtype = mm.unet_dtype(
+        model_params=-1,  # As ComfyUI's loader: a ControlNet's size has no say in it.
         supported_dtypes=model_config.supported_inference_dtypes,
         weight_dtype=comfy.utils.weight_dtype(weights),
     )
