@@ -137,7 +137,7 @@ def test_defaults_are_within_their_options_and_steps(node_id: str) -> None:
 
 def test_defaults_are_the_cores() -> None:
     settings = Settings()
-    expected = {
+    expected: dict[str, dict[str, object]] = {
         "ColorFlux_LoadBundle": {"lora_strength": settings.lora_scale},
         "ColorFlux_PreparePhoto": {
             "canvas": settings.canvas.mode,
