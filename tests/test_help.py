@@ -61,7 +61,7 @@ def schema_texts() -> dict[str, Any]:
             },
             "outputs": {
                 str(index): described(socket.display_name, socket.tooltip)
-                for index, socket in enumerate(schema.outputs)
+                for index, socket in enumerate(schema.outputs or [])
             },
         }
         for node_id, schema in schemas.items()
