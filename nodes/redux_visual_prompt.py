@@ -117,6 +117,7 @@ class ReduxVisualPrompt(io.ComfyNode):
             return io.NodeOutput([(_after_text(c_v, *item), item[1]) for item in text])
         if text_tokens < 0:
             text_tokens = getattr(style_model, "text_tokens", Settings.text_tokens)
+        text_tokens = max(text_tokens, 1 - c_v.shape[1])  # ComfyUI's blocks need one token.
         pooled = {"pooled_output": torch.zeros(1, POOLED_WIDTH)}
         return io.NodeOutput([(after_text_tokens(c_v, text_tokens), pooled)])
 
