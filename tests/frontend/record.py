@@ -13,7 +13,7 @@ import sys
 import urllib.request
 from typing import Any
 
-from tests.frontend.server import RECORD, ROOT
+from tests.frontend.server import RECORD, WORKFLOWS
 
 # The graph that the frontend opens first, and the loaders of its model library.
 TAKEN_FOR_GRANTED = {
@@ -34,8 +34,7 @@ TAKEN_FOR_GRANTED = {
 
 def workflow_types() -> set[str]:
     """The node types in ``workflows/``, the frontend's own (notes, reroutes) among them."""
-    workflows = [json.loads(path.read_bytes()) for path in (ROOT / "workflows").glob("*.json")]
-    return {node["type"] for workflow in workflows for node in workflow["nodes"]}
+    return {node["type"] for path in WORKFLOWS for node in json.loads(path.read_bytes())["nodes"]}
 
 
 def main() -> None:

@@ -1,9 +1,7 @@
 """ComfyUI's frontend with the pack in it, and no ComfyUI behind it.
 
 Answers what the frontend asks for: its own static files, the pack's web files, workflows and
-locales, the recorded nodes, and the bare minimum for the rest. By hand::
-
-    python -m tests.frontend.server
+locales, the recorded nodes, and the bare minimum for the rest.
 """
 
 from __future__ import annotations
@@ -20,9 +18,12 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 RECORD = Path(__file__).with_name("object_info.json")
 # The folder that the registry's download and most people's checkout go by.
 PACK = "ComfyUI-ColorFLUX"
+# The id of every run.
+PROMPT = "00000000-0000-0000-0000-000000000000"
 
 ANSWERS: dict[str, Any] = {
     "/embeddings": [],
@@ -36,6 +37,7 @@ ANSWERS: dict[str, Any] = {
         "Comfy.Canvas.NavigationMode": "custom",  # 1.27.10 stumbles over its own default.
         "Comfy.Minimap.Visible": False,
         "Comfy.TutorialCompleted": True,
+        "Comfy.Workflow.ShowMissingModelsWarning": False,
     },
     "/system_stats": {"system": {"os": "posix", "comfyui_version": "0.3.64"}, "devices": []},
     "/templates/index.json": [{"moduleName": "default", "title": "Basics", "templates": []}],
@@ -91,20 +93,18 @@ class Frontend:
             "/extensions": extensions(),
             "/i18n": translations(),
             "/object_info": json.loads(RECORD.read_text(encoding="utf-8")),
-            "/workflow_templates": {
-                PACK: sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-            },
+            "/workflow_templates": {PACK: [path.stem for path in WORKFLOWS]},
         }
         for prefix in ("", "/api"):
             for path, answer in answers.items():
                 app.router.add_get(prefix + path, answering(answer))
             app.router.add_get(f"{prefix}/userdata/{{file}}", answering({}))
+            app.router.add_post(f"{prefix}/prompt", answering({"prompt_id": PROMPT, "number": 1}))
             app.router.add_post(f"{prefix}/{{anything:.*}}", answering({}))
             app.router.add_get(f"{prefix}/view", self.view)
         app.router.add_get("/ws", self.web_socket)
         app.router.add_static(f"/extensions/{PACK}", ROOT / "web")
-        if (ROOT / "workflows").is_dir():
-            app.router.add_static(f"/api/workflow_templates/{PACK}", ROOT / "workflows")
+        app.router.add_static(f"/api/workflow_templates/{PACK}", ROOT / "workflows")
 
         async def index(request: web.Request) -> web.FileResponse:
             return web.FileResponse(static / "index.html")

@@ -1,0 +1,80 @@
+"""The frontend in a headless browser, started once for a module."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+
+from tests.frontend.server import Frontend, frontend_files, serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import ConsoleMessage, Page
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# A small gray photo and two large ones in color; ComfyUI's own example.
+PICTURES = {
+    "gray.png": ((80, 60), "#808080"),
+    "red.png": ((160, 120), "#c00000"),
+    "blue.png": ((160, 120), "#0000c0"),
+    "example.png": ((64, 64), "#c0c0c0"),
+}
+
+
+@pytest.fixture(scope="module")
+def frontend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    static = frontend_files()
+    if static is None:
+        pytest.skip("needs ComfyUI's frontend: pip install comfyui-frontend-package==1.27.10")
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, (size, color) in PICTURES.items():
+        Image.new("RGB", size, color).save(folder / name)
+    (folder / "broken.png").write_bytes(b"no picture")
+    with serving(static, {path.name: path for path in folder.iterdir()}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def started(frontend: Frontend) -> Iterator[tuple[Page, list[str]]]:
+    """The page, and the list of what its console complains of."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="needs playwright: pip install playwright"
+    )
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("needs a browser: apt-get install chromium, or any Chrome on the PATH")
+
+    complaints: list[str] = []
+
+    def listen(message: ConsoleMessage) -> None:
+        source = message.location["url"]
+        if message.type == "error" and (not source or source.startswith(frontend.url)):
+            complaints.append(f"{source}: {message.text}")
+
+    with (
+        playwright.sync_playwright() as driver,
+        driver.chromium.launch(executable_path=browser) as chromium,
+    ):
+        page = chromium.new_page(viewport={"width": 1600, "height": 1000}, has_touch=True)
+        page.on("console", listen)
+        page.on("pageerror", lambda error: complaints.append(error.stack))
+        page.route(
+            lambda url: url.startswith("http") and not url.startswith(frontend.url),
+            lambda route: route.abort(),
+        )
+        page.goto(frontend.url)
+        page.wait_for_function("window.app?.vueAppReady && app.graph.nodes.length")
+        yield page, complaints
+
+
+@pytest.fixture
+def page(started: tuple[Page, list[str]]) -> Iterator[Page]:
+    """The frontend's page; that its console stays clean is part of the test."""
+    page, complaints = started
+    yield page
+    found = list(complaints)
+    complaints.clear()
+    assert not found
