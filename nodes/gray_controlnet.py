@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import nodes
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -83,13 +84,15 @@ class ApplyGrayControlNet(io.ComfyNode):
         end_percent: float,
         union_mode: str,
     ) -> io.NodeOutput:
-        gray = to_image(grayscale(from_image(image, "Apply Grayscale ControlNet: image")))
+        rgb = from_image(image, "Apply Grayscale ControlNet: image")
         _require_flux(control_net, vae)
+        if not torch.equal(rgb, rgb[:, :1].expand_as(rgb)):  # What is gray stays as it is.
+            rgb = grayscale(rgb)
         controlled, _ = nodes.ControlNetApplyAdvanced().apply_controlnet(
             conditioning,
             [],
             _in_mode(control_net, union_mode),
-            gray,
+            to_image(rgb),
             strength,
             start_percent,
             end_percent,
