@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -10,30 +12,33 @@ from typing import Any
 import pytest
 import torch
 
-from tests.pack import NAME, load_pack, node_classes
+from tests.pack import NAME, comfyui_path, load_pack, node_classes
+
+EXTRAS = ("nodes_latent.py", "nodes_model_advanced.py")
 
 
 def run(node_id: str, **inputs: Any) -> tuple[Any, ...]:
-    """The outputs of one of our nodes; inputs that are not given have their defaults."""
-    node = node_classes()[node_id]
-    defaults = _defaults(node.GET_NODE_INFO_V1()["input"])
-    with torch.inference_mode():
-        return node.EXECUTE_NORMALIZED(**defaults | inputs).result or ()
-
-
-def stock(node: Any, **inputs: Any) -> tuple[Any, ...]:
-    """The outputs of one of ComfyUI's own nodes, given its class."""
-    with torch.inference_mode():
-        return getattr(node(), node.FUNCTION)(**_defaults(node.INPUT_TYPES()) | inputs)
-
-
-def _defaults(input_types: dict[str, dict[str, tuple[Any, ...]]]) -> dict[str, Any]:
-    given = input_types.get("required", {}) | input_types.get("optional", {})
-    return {
+    """The outputs of a node, ours or ComfyUI's; inputs that are not given have their defaults."""
+    node = node_classes().get(node_id) or stock_classes()[node_id]
+    types = node.INPUT_TYPES()
+    defaults = {
         name: options[0]["default"]
-        for name, (_, *options) in given.items()
+        for name, (_, *options) in (types["required"] | types.get("optional", {})).items()
         if options and "default" in options[0]
     }
+    with torch.inference_mode():
+        output = getattr(node(), node.FUNCTION)(**defaults | inputs)
+    return output if isinstance(output, tuple) else output.result or ()
+
+
+@functools.cache
+def stock_classes() -> dict[str, Any]:
+    """ComfyUI's own nodes by their ids, as far as our workflows use them."""
+    nodes = import_module("nodes")
+    for name in EXTRAS:
+        file = f"{comfyui_path()}/comfy_extras/{name}"
+        assert asyncio.run(nodes.load_custom_node(file, module_parent="comfy_extras"))
+    return nodes.NODE_CLASS_MAPPINGS
 
 
 @contextmanager
