@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import comfy.lora
 import comfy.model_base
@@ -54,8 +55,8 @@ def with_lora(model: ModelPatcher, path: Path, strength: float, where: str) -> M
     return patched
 
 
-def _shape(model: ModelPatcher, target: str | tuple[str, tuple[int, int, int]]) -> tuple[int, int]:
+def _shape(model: ModelPatcher, target: str | tuple[Any, ...]) -> tuple[int, int]:
     """(out, in) of a layer; q, k and v are thirds of one layer in ComfyUI."""
-    key, part = (target, None) if isinstance(target, str) else target
+    key, part, *_ = (target, None) if isinstance(target, str) else target
     height, width = comfy.utils.get_attr(model.model, key).shape
     return (part[2] if part else height), width
