@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from playwright.sync_api import ConsoleMessage, Page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# A small gray photo and two large ones in color; ComfyUI's own example.
+# A small gray photo, two large ones in color, one of another shape; and ComfyUI's example.
 PICTURES = {
     "gray.png": ((80, 60), "#808080"),
     "red.png": ((160, 120), "#c00000"),
     "blue.png": ((160, 120), "#0000c0"),
+    "tall.png": ((60, 160), "#c00000"),
     "example.png": ((64, 64), "#c0c0c0"),
 }
 

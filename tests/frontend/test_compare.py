@@ -51,18 +51,17 @@ class Compare:
         message = {"node": node, "display_node": node, "prompt_id": PROMPT, "output": output}
         self.frontend.send("executed", message)
 
-    def colors(self) -> tuple[Any, Any]:
-        """At a quarter and at three quarters of the picture's width."""
+    def colors(self, *shares: float) -> list[Any]:
+        """What is seen at shares of the picture's width, above its middle."""
         picture = Image.open(io.BytesIO(self.stage.screenshot())).convert("RGB")
         width, height = picture.size
-        left, right = (picture.getpixel((width * k // 4, height // 4)) for k in (1, 3))
-        return left, right
+        return [picture.getpixel((round(share * width), height // 4)) for share in shares]
 
     def shows(self, left: tuple[int, ...], right: tuple[int, ...]) -> bool:
-        """Whether these colors are seen, now or soon."""
+        """Whether these colors are seen in the two halves, now or soon."""
         self.stage.wait_for()
         for _ in range(100):
-            if self.colors() == (left, right):
+            if self.colors(0.25, 0.75) == [left, right]:
                 return True
             self.page.wait_for_timeout(20)
         return False
@@ -99,6 +98,8 @@ def test_mouse_drags_and_does_not_hover(compare: Compare) -> None:
     assert compare.value() == 90
     mouse.click(*compare.at(0.1))
     assert compare.shows(RED, RED)
+    mouse.click(*compare.at(0.5), button="right")
+    assert compare.value() == 10
     assert compare.page.evaluate("[...app.graph.nodes[0].pos]") == [300, 100]
 
 
@@ -120,11 +121,15 @@ def test_finger_drags(compare: Compare) -> None:
 
 def test_keys(compare: Compare) -> None:
     compare.run(["gray.png"], ["red.png"])
+    compare.page.evaluate(
+        "leaked = []; addEventListener('keydown', (event) => leaked.push(event.key))"
+    )
     values = []
     for key in ("ArrowRight", "ArrowUp", "ArrowLeft", "End", "ArrowRight", "Home", "ArrowLeft"):
         compare.stage.press(key)
         values.append(compare.value())
     assert values == [55, 60, 55, 100, 100, 0, 0]
+    assert compare.page.evaluate("leaked") == []
     assert compare.shows(RED, RED)
 
 
@@ -153,6 +158,9 @@ def test_batch_with_one_picture_for_all(compare: Compare) -> None:
         frames.get_by_text(then).wait_for()
         assert compare.shows(GRAY, color)
 
+    compare.run(["gray.png"], ["red.png"])
+    assert compare.shows(GRAY, RED)
+
 
 @pytest.mark.parametrize("size", [(360, 360), (800, 300), (250, 700)])
 def test_proportions_stay_when_the_node_is_resized(compare: Compare, size: tuple[int, int]) -> None:
@@ -162,7 +170,16 @@ def test_proportions_stay_when_the_node_is_resized(compare: Compare, size: tuple
     compare.page.wait_for_timeout(200)
     box = compare.box()
     assert box["width"] / box["height"] == pytest.approx(80 / 60, rel=0.01)
-    assert size[0] - 40 < box["width"] <= size[0] or size[1] - 120 < box["height"] <= size[1]
+    spare = size[0] - box["width"], size[1] - box["height"]
+    assert min(spare) > 0
+    assert spare[0] < 40 or spare[1] < 120
+
+
+def test_another_shape_is_letterboxed(compare: Compare) -> None:
+    compare.run(["gray.png"], ["tall.png"])
+    compare.stage.press("Home")
+    left, middle, right = compare.colors(0.25, 0.5, 0.75)
+    assert left == right != middle == RED
 
 
 def test_vanished_pictures_are_not_shown(compare: Compare) -> None:
