@@ -160,4 +160,9 @@ def _after_text(c_v: Tensor, text: Tensor, extras: dict[str, Any]) -> Tensor:
             "attn_bias): connect the text before that node."
         )
     batch = max(len(text), len(c_v))
+    if not {len(text), len(c_v)} <= {1, batch}:
+        raise ColorFluxError(
+            f"Redux Visual Prompt: text has {len(text)} prompts for {len(c_v)} photos: connect "
+            "one, or one for each."
+        )
     return torch.cat([rows.expand(batch, -1, -1) for rows in (text, c_v)], dim=1)
