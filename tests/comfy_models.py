@@ -5,11 +5,28 @@ For the tests that call ``need_comfyui``.
 
 from __future__ import annotations
 
+import atexit
 import functools
+import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import comfy.cldm.cldm
+import comfy.clip_vision
+import comfy.latent_formats
+import comfy.lora
+import comfy.model_base
+import comfy.sd
+import comfy.supported_models
+import comfy.t2i_adapter.adapter
+import comfy.taesd.taesd
+import torch
+from comfy.controlnet import ControlNet, T2IAdapter
+from comfy.ldm.flux.controlnet import ControlNetFlux
+from comfy.model_management import unload_all_models
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
+from comfy.ops import manual_cast
+from torch import Tensor, nn
 
 from tests.node_runs import run
 
@@ -28,6 +45,11 @@ class Models(NamedTuple):
 @functools.cache
 def nano(lora_strength: float = 1.0) -> Models:
     return Models(*run("ColorFlux_LoadBundle", lora_strength=lora_strength))
+
+
+# What is loaded when Python ends would complain of ComfyUI's modules being gone.
+atexit.register(unload_all_models)
+atexit.register(nano.cache_clear)
 
 
 def sample(
@@ -83,3 +105,134 @@ def colorized(
     )
     latents = sample(models, conditioning, latent, (size[0], size[1]))
     return run("VAEDecode", samples={"samples": latents}, vae=models.vae)[0]
+
+
+def lora_deltas(model: ModelPatcher) -> dict[str, Tensor]:
+    """What a MODEL's LoRAs add to its weights, as ComfyUI works it out when it samples."""
+    shapes = {key: weight.shape for key, weight in model.model.state_dict().items()}
+    return {
+        key: comfy.lora.calculate_weight(patches, torch.zeros(shapes[key]), key)
+        for key, patches in model.patches.items()
+    }
+
+
+FLUX_DEV = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": 2,
+    "vec_in_dim": 768,
+    "context_in_dim": 4096,
+    "hidden_size": 3072,
+    "mlp_ratio": 4.0,
+    "num_heads": 24,
+    "depth": 19,
+    "depth_single_blocks": 38,
+    "axes_dim": [16, 56, 56],
+    "theta": 10_000,
+    "qkv_bias": True,
+    "guidance_embed": True,
+}
+
+
+def flux_dev(depth: int = 1, single_depth: int = 1) -> ModelPatcher:
+    """FLUX.1-dev's width, without memory."""
+    shape = FLUX_DEV | {"depth": depth, "depth_single_blocks": single_depth}
+    config = comfy.supported_models.Flux({"image_model": "flux", **shape})
+    return _patcher(comfy.model_base.Flux(config, device=torch.device("meta")))
+
+
+SD_UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "num_head_channels": 32,
+    "use_spatial_transformer": True,
+    "transformer_depth": [1, 1],
+    "transformer_depth_middle": 1,
+    "context_dim": 64,
+    "legacy": False,
+}
+TINY_FLUX = FLUX_DEV | {
+    "vec_in_dim": 16,
+    "context_in_dim": 32,
+    "hidden_size": 128,
+    "num_heads": 1,
+    "depth": 1,
+    "depth_single_blocks": 1,
+}
+
+
+def sdxl() -> ModelPatcher:
+    """A MODEL that is not FLUX.1."""
+    shape = SD_UNET | {
+        "out_channels": 4,
+        "transformer_depth_output": [1, 1, 1, 1],
+        "num_classes": "sequential",
+        "adm_in_channels": 2816,
+    }
+    return _patcher(comfy.model_base.SDXL(comfy.supported_models.SDXL(shape)))
+
+
+def sd_controlnet() -> ControlNet:
+    """A CONTROL_NET for Stable Diffusion."""
+    model = comfy.cldm.cldm.ControlNet(**SD_UNET, hint_channels=3, operations=manual_cast)
+    return ControlNet(model)
+
+
+def t2i_adapter() -> T2IAdapter:
+    """A CONTROL_NET that has no ControlNet in it."""
+    adapter = comfy.t2i_adapter.adapter.Adapter(cin=64, channels=[8, 8, 8, 8])
+    return T2IAdapter(adapter, 1, 8, "nearest-exact")
+
+
+def xlabs_controlnet() -> ControlNet:
+    """A CONTROL_NET for FLUX.1 that reads pixels."""
+    return ControlNet(ControlNetFlux(operations=manual_cast, **TINY_FLUX))
+
+
+def union_controlnet(modes: int) -> ControlNet:
+    """A CONTROL_NET for FLUX.1's latents, for several kinds of images."""
+    model = ControlNetFlux(
+        latent_input=True, num_union_modes=modes, operations=manual_cast, **TINY_FLUX
+    )
+    return ControlNet(model, latent_format=comfy.latent_formats.Flux())
+
+
+def sd_style_model() -> comfy.sd.StyleModel:
+    """A STYLE_MODEL that is not Redux."""
+    adapter = comfy.t2i_adapter.adapter.StyleAdapter(
+        width=32, context_dim=24, num_head=2, n_layes=1, num_token=2
+    )
+    return comfy.sd.StyleModel(adapter)
+
+
+def sd_vae() -> comfy.sd.VAE:
+    """A VAE with 4 latent channels."""
+    return comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD(latent_channels=4).state_dict())
+
+
+def clip_vision(folder: Path, width: int = 64) -> comfy.clip_vision.ClipVisionModel:
+    """A CLIP_VISION of ComfyUI's own class; its config is written to ``folder``."""
+    config = {
+        "model_type": "clip_vision_model",
+        "hidden_size": width,
+        "intermediate_size": width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_channels": 3,
+        "image_size": 28,
+        "patch_size": 14,
+        "projection_dim": 32,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+    }
+    file = folder / "clip_vision.json"
+    file.write_text(json.dumps(config), encoding="utf-8")
+    return comfy.clip_vision.ClipVisionModel(file)
+
+
+def _patcher(model: nn.Module) -> ModelPatcher:
+    cpu = torch.device("cpu")
+    return ModelPatcher(model, load_device=cpu, offload_device=cpu)
