@@ -103,8 +103,9 @@ def load_style_model(bundle: Path, text_tokens: int) -> BundleStyleModel:
 
 def load_clip_vision(bundle: Path) -> BundleClipVision:
     """The CLIP_VISION, SigLIP or nano's tower, with the bundle's own preprocessing."""
-    dtype = mm.text_encoder_dtype(mm.text_encoder_device())
-    encoder = load_model("image_encoder", bundle, dtype)
+    # Not ComfyUI's text_encoder_dtype: that is of stored weights, and this tower computes in it.
+    half = mm.should_use_fp16(mm.text_encoder_device())
+    encoder = load_model("image_encoder", bundle, torch.float16 if half else torch.float32)
     return BundleClipVision(encoder, load_feature_extractor(bundle))
 
 
