@@ -26,7 +26,8 @@ from comfy.samplers import KSampler
 
 from tests.comfy_models import colorized, nano
 
-TOLERANCE = 2 / 255
+TOLERANCE = 0.05 / 255  # 0.004 / 255 was measured; 2 / 255 is what is promised.
+VISIBLE = 5 / 255
 
 
 @functools.cache
@@ -89,7 +90,7 @@ def test_the_loras_strength_means_the_same(strength: float) -> None:
     expected = headless(photos(), Canvas("square", 128), lora_scale=strength)
     assert difference(decoded, expected) < TOLERANCE
     if strength != 1:
-        assert difference(decoded, colorized(nano(), photos())) > 3 * TOLERANCE
+        assert difference(decoded, colorized(nano(), photos())) > VISIBLE
 
 
 def test_aspect_canvas() -> None:
@@ -102,7 +103,7 @@ def test_reference() -> None:
     decoded = colorized(nano(), photos(), reference=reference())
     expected = headless(photos(), Canvas("square", 128), reference=reference())
     assert difference(decoded, expected) < TOLERANCE
-    assert difference(decoded, colorized(nano(), photos())) > 3 * TOLERANCE
+    assert difference(decoded, colorized(nano(), photos())) > VISIBLE
 
 
 def test_a_batch_has_noise_of_its_own_for_each_frame() -> None:
