@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import folder_paths
@@ -21,9 +22,10 @@ def add_bundle_folder() -> None:
 def bundle_folders() -> dict[str, Path]:
     """Folders with a ``colorflux.json``, by their name as the artist sees it; nano comes first."""
     found = {
-        config.parent.relative_to(top).as_posix(): config.parent
+        Path(folder).relative_to(top).as_posix(): Path(folder)
         for top in reversed(folder_paths.get_folder_paths(KIND))
-        for config in sorted(Path(top).rglob(CONFIG))
+        for folder, _, files in os.walk(top, followlinks=True)
+        if CONFIG in files
     }
     return {EMBEDDED: EMBEDDED_NANO, **dict(sorted(found.items()))}
 
