@@ -7,10 +7,14 @@ the shapes come from the bundle's configs here, and everything else is done as t
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import comfy.controlnet
+import comfy.diffusers_convert
 import comfy.latent_formats
 import comfy.ldm.flux.controlnet
 import comfy.ldm.flux.redux
@@ -21,6 +25,7 @@ import comfy.sd
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..colorflux_core.components import load_feature_extractor, load_model
@@ -28,6 +33,21 @@ from ..colorflux_core.errors import ColorFluxError
 from .clip_vision import BundleClipVision
 
 
+@contextmanager
+def _explained(part: str) -> Iterator[None]:
+    """Turns what the libraries raise over a damaged part into one line."""
+    try:
+        yield
+    except mm.OOM_EXCEPTION:
+        raise
+    except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        raise ColorFluxError(
+            f"Load ColorFLUX Bundle: the bundle's {part} cannot be loaded: {shorten(reason, 200)}"
+        ) from error
+
+
+@_explained("transformer")
 def load_transformer(bundle: Path, dtype: torch.dtype | None, fast: bool) -> ModelPatcher:
     """The MODEL; ``dtype`` is of the stored weights, None leaves it to ComfyUI.
 
@@ -48,10 +68,11 @@ def load_transformer(bundle: Path, dtype: torch.dtype | None, fast: bool) -> Mod
     model_config.optimizations["fp8"] = fast
     model_config.latent_format = _latent_format(bundle)
     model = model_config.get_model(weights).to(offload_device)
-    _fill(model.diffusion_model, weights, part)
+    model.diffusion_model.load_state_dict(weights)
     return ModelPatcher(model, load_device=device, offload_device=offload_device)
 
 
+@_explained("controlnet")
 def load_control_net(bundle: Path) -> comfy.controlnet.ControlNet:
     """The CONTROL_NET."""
     part, base = bundle / "controlnet", _config(bundle / "transformer")
@@ -73,7 +94,7 @@ def load_control_net(bundle: Path) -> comfy.controlnet.ControlNet:
         **model_config.unet_config,
     )
     model.main_model_double, model.main_model_single = base["num_layers"], base["num_single_layers"]
-    _fill(model, weights, part)
+    model.load_state_dict(weights)
     return comfy.controlnet.ControlNet(
         model,
         compression_ratio=1,
@@ -92,12 +113,13 @@ class BundleStyleModel(comfy.sd.StyleModel):
         self.text_tokens = text_tokens
 
 
+@_explained("image_embedder")
 def load_style_model(bundle: Path, text_tokens: int) -> BundleStyleModel:
     """The STYLE_MODEL."""
     part = bundle / "image_embedder"
     config = _config(part)
     redux = comfy.ldm.flux.redux.ReduxImageEncoder(config["redux_dim"], config["txt_in_features"])
-    _fill(redux, _weights(part), part)
+    redux.load_state_dict(_weights(part))
     return BundleStyleModel(redux, text_tokens)
 
 
@@ -109,6 +131,7 @@ def load_clip_vision(bundle: Path) -> BundleClipVision:
     return BundleClipVision(encoder, load_feature_extractor(bundle))
 
 
+@_explained("vae")
 def load_vae(bundle: Path) -> comfy.sd.VAE:
     """The VAE."""
     part = bundle / "vae"
@@ -133,7 +156,9 @@ def load_vae(bundle: Path) -> comfy.sd.VAE:
         "dropout": 0.0,
     }
     params = {"ddconfig": shape, "embed_dim": config["latent_channels"]}
+    weights = comfy.diffusers_convert.convert_vae_state_dict(weights)
     vae = comfy.sd.VAE(sd=weights, config={"params": params})
+    vae.first_stage_model.load_state_dict(weights)  # ComfyUI only warns of what is missing.
     vae.latent_channels = config["latent_channels"]
     for module in vae.first_stage_model.modules():
         if isinstance(module, nn.GroupNorm):  # ComfyUI's have 32 groups; the weights are the same.
@@ -157,6 +182,7 @@ def _flux(part: Path) -> tuple[dict[str, Tensor], Any]:
     return weights | stored, model_config
 
 
+@_explained("vae")
 def _latent_format(bundle: Path) -> comfy.latent_formats.Flux:
     """How this bundle's latents are scaled. FLUX.1's preview colors fit only FLUX.1's VAE."""
     config, latent_format = _config(bundle / "vae"), comfy.latent_formats.Flux()
@@ -168,10 +194,7 @@ def _latent_format(bundle: Path) -> comfy.latent_formats.Flux:
 
 
 def _config(part: Path) -> dict[str, Any]:
-    try:
-        return json.loads((part / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ColorFluxError(f"{part / 'config.json'} cannot be read: {error}") from error
+    return json.loads((part / "config.json").read_text(encoding="utf-8"))
 
 
 def _weights(part: Path) -> dict[str, Tensor]:
@@ -181,11 +204,3 @@ def _weights(part: Path) -> dict[str, Tensor]:
     if not weights:
         raise ColorFluxError(f"{part} has no weights: there is no .safetensors file in it.")
     return weights
-
-
-def _fill(model: nn.Module, weights: dict[str, Tensor], part: Path) -> None:
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split("\n")[1:2]).strip()
-        raise ColorFluxError(f"{part} does not fit its own config: {reason}") from error
