@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from PIL import Image
@@ -14,18 +14,20 @@ if TYPE_CHECKING:
     from playwright.sync_api import FloatRect, Locator, Page
 
 GRAY, RED, BLUE = (128, 128, 128), (192, 0, 0), (0, 0, 192)
+NODE = (53, 53, 53)
 STAGE = ".colorflux-compare [role=slider]"
 
 
 @pytest.fixture
 def compare(page: Page, frontend: Frontend) -> Compare:
+    page.evaluate("app.graph.clear()")
+    page.locator(STAGE).wait_for(state="detached")
     page.evaluate(
         """() => {
-            app.graph.clear();
-            app.canvas.ds.reset();
             const node = LiteGraph.createNode("ColorFlux_Compare");
             node.pos = [300, 100];
             app.graph.add(node);
+            app.canvas.ds.reset();
         }"""
     )
     return Compare(page, frontend)
@@ -39,8 +41,10 @@ class Compare:
         self.frontend = frontend
         self.stage: Locator = page.locator(STAGE)
 
-    def run(self, befores: list[str], afters: list[str]) -> None:
-        """Presses Run, and tells what ComfyUI would."""
+    def run(
+        self, befores: list[str], afters: list[str], then: Literal["visible", "hidden"] = "visible"
+    ) -> None:
+        """Presses Run, tells what ComfyUI would, and waits for the slider to be ``then``."""
         sides = {"a_images": befores, "b_images": afters}
         output = {
             side: [{"filename": name, "subfolder": "", "type": "temp"} for name in names]
@@ -50,18 +54,15 @@ class Compare:
         node = self.page.evaluate("String(app.graph.nodes[0].id)")
         message = {"node": node, "display_node": node, "prompt_id": PROMPT, "output": output}
         self.frontend.send("executed", message)
+        self.stage.wait_for(state=then)
 
-    def colors(self, *shares: float) -> list[Any]:
-        """What is seen at shares of the picture's width, above its middle."""
-        picture = Image.open(io.BytesIO(self.stage.screenshot())).convert("RGB")
-        width, height = picture.size
-        return [picture.getpixel((round(share * width), height // 4)) for share in shares]
-
-    def shows(self, left: tuple[int, ...], right: tuple[int, ...]) -> bool:
-        """Whether these colors are seen in the two halves, now or soon."""
-        self.stage.wait_for()
+    def shows(self, *colors: tuple[int, int, int]) -> bool:
+        """Whether these colors are seen from left to right, now or soon."""
         for _ in range(100):
-            if self.colors(0.25, 0.75) == [left, right]:
+            picture = Image.open(io.BytesIO(self.stage.screenshot())).convert("RGB")
+            step, y = picture.width / len(colors), picture.height // 4
+            seen = [picture.getpixel((int((k + 0.5) * step), y)) for k in range(len(colors))]
+            if seen == list(colors):
                 return True
             self.page.wait_for_timeout(20)
         return False
@@ -105,7 +106,6 @@ def test_mouse_drags_and_does_not_hover(compare: Compare) -> None:
 
 def test_finger_drags(compare: Compare) -> None:
     compare.run(["gray.png"], ["red.png"])
-    compare.stage.wait_for()
     touch = compare.page.context.new_cdp_session(compare.page)
 
     def finger(event: str, *shares: float) -> None:
@@ -143,18 +143,17 @@ def test_wheel_zooms_the_canvas(compare: Compare) -> None:
 def test_batch_with_one_picture_for_all(compare: Compare) -> None:
     frames = compare.page.locator(".colorflux-compare .frames")
     compare.run(["gray.png"], ["red.png"])
-    compare.stage.wait_for()
     assert not frames.is_visible()
 
     compare.run(["gray.png"], ["red.png", "blue.png"])
+    frames.get_by_text("1 / 2").wait_for()
+    assert compare.shows(GRAY, RED)
     for button, then, color in (
-        (None, "1 / 2", RED),
         ("next", "2 / 2", BLUE),
         ("next", "1 / 2", RED),
         ("previous", "2 / 2", BLUE),
     ):
-        if button:
-            frames.get_by_label(button).click()
+        frames.get_by_label(button).click()
         frames.get_by_text(then).wait_for()
         assert compare.shows(GRAY, color)
 
@@ -178,22 +177,18 @@ def test_proportions_stay_when_the_node_is_resized(compare: Compare, size: tuple
 def test_another_shape_is_letterboxed(compare: Compare) -> None:
     compare.run(["gray.png"], ["tall.png"])
     compare.stage.press("Home")
-    left, middle, right = compare.colors(0.25, 0.5, 0.75)
-    assert left == right != middle == RED
+    assert compare.shows(NODE, RED, NODE)
 
 
 def test_vanished_pictures_are_not_shown(compare: Compare) -> None:
     compare.run(["gray.png"], ["red.png"])
-    compare.stage.wait_for()
-    compare.run(["broken.png"], ["red.png"])
-    compare.stage.wait_for(state="hidden")
+    compare.run(["broken.png"], ["red.png"], then="hidden")
     compare.run(["gray.png"], ["blue.png"])
     assert compare.shows(GRAY, BLUE)
 
 
 def test_workflows_and_prompts_know_nothing_of_it(compare: Compare) -> None:
     compare.run(["gray.png"], ["red.png"])
-    compare.stage.wait_for()
     saved: dict[str, Any] = compare.page.evaluate("app.graphToPrompt()")
     assert saved["workflow"]["nodes"][0].get("widgets_values", []) == []
     assert [node["inputs"] for node in saved["output"].values()] == [{}]
@@ -201,10 +196,10 @@ def test_workflows_and_prompts_know_nothing_of_it(compare: Compare) -> None:
 
 def test_result_is_there_when_the_tab_is_opened_again(compare: Compare) -> None:
     compare.run(["gray.png"], ["red.png"])
-    compare.stage.wait_for()
     tabs = compare.page.locator(".workflow-tabs .p-togglebutton")
     old = tabs.count() - 1
     compare.page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
     compare.stage.wait_for(state="detached")
     tabs.nth(old).click()
+    compare.stage.wait_for()
     assert compare.shows(GRAY, RED)
