@@ -26,8 +26,12 @@ from comfy.ldm.flux.controlnet import ControlNetFlux
 from comfy.model_management import unload_all_models
 from comfy.model_patcher import ModelPatcher
 from comfy.ops import manual_cast
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from colorflux_core.lora import add_lora
+from colorflux_core.pipeline import ColorFluxPipeline
+from tests.nano_models import tiny_pipeline
 from tests.node_runs import run
 
 
@@ -105,6 +109,27 @@ def colorized(
     )
     latents = sample(models, conditioning, latent, (size[0], size[1]))
     return run("VAEDecode", samples={"samples": latents}, vae=models.vae)[0]
+
+
+def siglip_pipeline(**parts: Any) -> ColorFluxPipeline:
+    """The tiny pipeline, with a VAE as narrow as ComfyUI's class allows, and a LoRA."""
+    tiny = tiny_pipeline("siglip", controlnet=parts.pop("controlnet", None))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(32, 32, 64, 64),
+            layers_per_block=1,
+            latent_channels=16,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            **{"norm_num_groups": 8, **parts},
+        )
+        for parameter in add_lora(tiny.transformer, rank=2):
+            parameter.data.normal_(std=0.1)
+    tiny.register_modules(vae=vae.eval())
+    return tiny
 
 
 def lora_deltas(model: ModelPatcher) -> dict[str, Tensor]:
