@@ -60,6 +60,7 @@ def started(frontend: Frontend) -> Iterator[tuple[Page, list[str]]]:
         driver.chromium.launch(executable_path=browser) as chromium,
     ):
         page = chromium.new_page(viewport={"width": 1600, "height": 1000}, has_touch=True)
+        page.set_default_timeout(60_000)
         page.on("console", listen)
         page.on("pageerror", lambda error: complaints.append(error.stack))
         page.route(

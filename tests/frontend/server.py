@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 RECORD = Path(__file__).with_name("object_info.json")
-# The folder that the registry's download and most people's checkout go by.
+# The pack's folder in custom_nodes, by which the frontend calls it.
 PACK = "ComfyUI-ColorFLUX"
 # The id of every run.
 PROMPT = "00000000-0000-0000-0000-000000000000"
@@ -123,9 +123,8 @@ class Frontend:
         self.pages.add(page)
         status = {"status": {"exec_info": {"queue_remaining": 0}}, "sid": "page"}
         await page.send_json({"type": "status", "data": status})
-        async for message in page:
-            if message.type is WSMsgType.ERROR:
-                break
+        async for _ in page:
+            pass  # What it says does not matter; that it goes, does.
         self.pages.discard(page)
         return page
 

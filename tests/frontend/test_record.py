@@ -10,6 +10,7 @@ from tests.frontend.server import RECORD
 from tests.pack import node_classes
 
 RECORDED: dict[str, Any] = json.loads(RECORD.read_bytes())
+FIELDS = RECORDED["ColorFlux_Compare"].keys() - {"python_module"}
 # No ComfyUI knows these: they are the frontend's own.
 NOTES = {"MarkdownNote", "Note", "Reroute"}
 
@@ -23,9 +24,6 @@ def comparable(info: dict[str, Any]) -> dict[str, Any]:
     if required.pop("compare_view", None):
         info["input_order"]["required"].remove("compare_view")
     return {name: value for name, value in info.items() if name in FIELDS}
-
-
-FIELDS = RECORDED["ColorFlux_Compare"].keys() - {"python_module"}
 
 
 def test_own_nodes() -> None:

@@ -3,7 +3,7 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
 const NODE = "ColorFlux_Compare";
-const STEP = 5; // per cent of the width, for one press of an arrow key
+const STEP = 5; // percent of the width, for one press of an arrow key
 
 // The stage is the largest box of the picture's proportions (--ratio) that fits into the view.
 const STYLE = `
@@ -63,7 +63,7 @@ function comparison(beforeLabel, afterLabel) {
   before.alt = beforeLabel;
   after.alt = afterLabel;
 
-  let at; // how much of the width is before, in per cent
+  let at; // how much of the width is before, in percent
   function slideTo(percent) {
     at = Math.min(100, Math.max(0, percent));
     stage.style.setProperty("--at", `${at}%`);
