@@ -100,6 +100,16 @@ def test_redux_leaves_its_inputs_as_they_are() -> None:
     assert torch.equal(image, gray_photo())
 
 
+def test_the_bundle_s_vision_crops_as_stock_vision_does() -> None:
+    wide = gray_photo()
+    squares = {"center": wide, "none": wide[:, :, 16:112]}
+    cropped, square = (
+        run("CLIPVisionEncode", clip_vision=nano().clip_vision, image=image, crop=crop)[0]
+        for crop, image in squares.items()
+    )
+    assert torch.equal(cropped.last_hidden_state, square.last_hidden_state)
+
+
 def controlled(node_id: str, image: Tensor, **options: Any) -> Any:
     """The conditioning of our node or the stock one; the latter has two, of which the first."""
     models, before = nano(), our_redux(nano(), gray_photo())
