@@ -1,4 +1,4 @@
-"""Compare Photos: before and after under one slider."""
+"""Compare Photos: before and after under one slider, which is web/js/compare.js."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from torch import Tensor
 
 from .layout import from_image, to_image
 from .schema import schema
-
-# Newer ComfyUI brings the slider itself; for the others there is web/js/compare.js.
-CORE_SLIDER = [io.ImageCompare.Input("compare_view")] if hasattr(io, "ImageCompare") else []
 
 
 class ComparePhotos(io.ComfyNode):
@@ -24,13 +21,12 @@ class ComparePhotos(io.ComfyNode):
             inputs=[
                 io.Image.Input("before", tooltip="The picture on the left, usually the original."),
                 io.Image.Input("after", tooltip="The picture on the right, in color."),
-                *CORE_SLIDER,
             ],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, before: Tensor, after: Tensor, compare_view: object = None) -> io.NodeOutput:
+    def execute(cls, before: Tensor, after: Tensor) -> io.NodeOutput:
         return io.NodeOutput(
             ui={"a_images": _preview(before, "before"), "b_images": _preview(after, "after")}
         )

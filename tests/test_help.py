@@ -15,7 +15,6 @@ import pytest
 
 from tests.pack import ROOT, node_classes
 
-CORE_WIDGET = "compare_view"  # ComfyUI's own slider, where it has one: no name is shown.
 HELP = ROOT / "web" / "docs"
 # Where ComfyUI's frontend looks: first for the language, then for the page without one.
 PAGES = {"en": "{}.md", "zh": "{}/zh.md"}
@@ -57,7 +56,6 @@ def schema_texts() -> dict[str, Any]:
             "inputs": {
                 socket.id: described(socket.display_name or socket.id, socket.tooltip)
                 for socket in schema.inputs
-                if socket.id != CORE_WIDGET
             },
             "outputs": {
                 str(index): described(socket.display_name, socket.tooltip)

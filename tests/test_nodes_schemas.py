@@ -79,8 +79,6 @@ ColorFlux_Compare "Compare Photos"
 
 # Their options are the files that are there.
 FILES = {"bundle", "photo", "lora"}
-# Newer ComfyUI's own slider, which has no value.
-CORE_SLIDER = "IMAGECOMPARE"
 IDS = [block.split()[0] for block in FROZEN.strip().split("\n\n")]
 
 
@@ -89,8 +87,6 @@ def described(node_id: str) -> str:
     schema = node_classes()[node_id].GET_SCHEMA()
     lines = [f'{schema.node_id} "{schema.display_name}"']
     for item in schema.inputs:
-        if item.io_type == CORE_SLIDER:
-            continue
         facts = item.as_dict()
         line = f"  ({item.id})" if item.optional else f"  {item.id}"
         line += f" {item.io_type}"
@@ -112,9 +108,7 @@ def test_schemas_are_those_that_workflows_know() -> None:
 @pytest.mark.parametrize("node_id", IDS)
 def test_everything_has_a_tooltip_and_the_node_its_place(node_id: str) -> None:
     schema = node_classes()[node_id].GET_SCHEMA()
-    slots = [
-        item for item in (*schema.inputs, *(schema.outputs or [])) if item.io_type != CORE_SLIDER
-    ]
+    slots = [*schema.inputs, *(schema.outputs or [])]
     assert not [item for item in slots if not (item.tooltip or "").endswith(".")]
     assert schema.category == "ColorFLUX"
     assert schema.description.endswith(".")

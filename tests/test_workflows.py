@@ -31,8 +31,6 @@ FRAMES = "Colorize a batch of frames"
 # The frontend's own: a node that no ComfyUI lists, and the button under a choice of pictures.
 NOTE = "MarkdownNote"
 UPLOAD = "IMAGEUPLOAD"
-# Newer ComfyUI's own slider, which has no value.
-CORE_SLIDER = "IMAGECOMPARE"
 WIDGET_TYPES = {"COMBO", "FLOAT", "INT", "STRING", UPLOAD}
 TITLE_HEIGHT = 30
 FOLDERS = {
@@ -80,8 +78,7 @@ def input_specs(node: Json) -> dict[str, tuple[str, Json]]:
         facts = more[0] if more else {}
         if isinstance(kind, list):
             kind, facts = "COMBO", facts | {"options": kind}
-        if kind != CORE_SLIDER:
-            specs[name] = kind, facts
+        specs[name] = kind, facts
         if facts.get("image_upload"):
             specs["upload"] = UPLOAD, {}
     return specs

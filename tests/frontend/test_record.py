@@ -21,8 +21,6 @@ def comparable(info: dict[str, Any]) -> dict[str, Any]:
     required = info["input"].get("required", {})
     for models in {"bundle", "lora"} & required.keys():
         del required[models][1]["options"]
-    if required.pop("compare_view", None):
-        info["input_order"]["required"].remove("compare_view")
     return {name: value for name, value in info.items() if name in FIELDS}
 
 

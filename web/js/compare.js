@@ -158,7 +158,6 @@ app.registerExtension({
 
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
-    if (node.widgets?.some((widget) => widget.name === "compare_view")) return; // ComfyUI's own
     const { element, show } = comparison(inputLabel(node, "before"), inputLabel(node, "after"));
     const widget = node.addDOMWidget("slider", "colorflux_slider", element, {
       serialize: false,
