@@ -34,6 +34,8 @@ from tests.comfy_models import colorized, nano, siglip_pipeline
 
 Graph = dict[str, dict[str, Any]]
 
+FRAMES = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+
 
 class Browser:
     """What ComfyUI's server is to its executor: it is told of events."""
@@ -173,7 +175,16 @@ def test_a_workflow_runs_and_its_slider_has_both_photos(comfyui: ComfyUI) -> Non
     (photo,) = run("ColorFlux_SamplePhoto")
     torch.testing.assert_close(before, photo[0], rtol=0, atol=1 / 255)
     assert after.shape == before.shape
-    assert (after.amax(-1) - after.amin(-1)).mean() > 0.02
+    assert (after - before).abs().mean() > 0.02
+
+
+@pytest.mark.usefixtures("comfyui")
+def test_the_slider_has_every_frame() -> None:
+    before, after = FRAMES, 1 - FRAMES[:2]
+    shown = node_classes()["ColorFlux_Compare"].execute(before, after).ui
+    for name, frames in (("a_images", before), ("b_images", after)):
+        for item, frame in zip(shown[name], frames, strict=True):
+            torch.testing.assert_close(preview(item), frame, rtol=0, atol=1 / 255)
 
 
 def test_only_what_changed_runs_again(
@@ -196,7 +207,6 @@ def test_only_what_changed_runs_again(
     assert cached(workflow("tiny", detail=1.0)) == {"photo", "gray"}
 
 
-FRAMES = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
 LONG = {
     "ColorFlux_PreparePhoto": lambda: {"image": FRAMES, "pixels": 64},
     "ColorFlux_ResizeBack": lambda: {"image": FRAMES, "original": FRAMES, "detail": 1.0},
