@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -194,7 +195,8 @@ def _converted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     try:
         return FluxPipeline.lora_state_dict(dict(state))
     except (ValueError, KeyError, AssertionError, RuntimeError) as error:
-        raise ColorFluxError(f"diffusers knows no such FLUX.1 LoRA ({error}).") from error
+        reason = shorten(str(error), 200)  # It may have a line for every key.
+        raise ColorFluxError(f"diffusers knows no such FLUX.1 LoRA ({reason}).") from error
 
 
 def _header_alphas(state: Mapping[str, Tensor], header: Mapping[str, Any]) -> dict[str, Tensor]:
