@@ -1,4 +1,4 @@
-"""Nano in ComfyUI, the graph that colorizes with it, and small models of the kinds that do not fit.
+"""Nano in ComfyUI, the nodes that colorize with it, and small models of the kinds that do not fit.
 
 For the tests that call ``need_comfyui``.
 """
@@ -20,6 +20,8 @@ import comfy.sd
 import comfy.supported_models
 import comfy.t2i_adapter.adapter
 import comfy.taesd.taesd
+import folder_paths
+import pytest
 import torch
 from comfy.controlnet import ControlNet, T2IAdapter
 from comfy.ldm.flux.controlnet import ControlNetFlux
@@ -33,6 +35,7 @@ from colorflux_core.lora import add_lora
 from colorflux_core.pipeline import ColorFluxPipeline
 from tests.nano_models import tiny_pipeline
 from tests.node_runs import run
+from tests.pack import node_classes
 
 
 class Models(NamedTuple):
@@ -54,6 +57,26 @@ def nano(lora_strength: float = 1.0) -> Models:
 # What is loaded when Python ends would complain of ComfyUI's modules being gone.
 atexit.register(unload_all_models)
 atexit.register(nano.cache_clear)
+
+
+def use_folder(monkeypatch: pytest.MonkeyPatch, kind: str, folder: Path) -> None:
+    """Make ``folder`` the only one of its kind in ComfyUI's models."""
+    node_classes()  # They register models/colorflux, once and for all.
+    kinds = ([str(folder)], {".safetensors"})
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, kinds)
+
+
+def visual_prompt(models: Models, image: Tensor, **inputs: Any) -> Any:
+    """The CONDITIONING of Redux Visual Prompt; ``inputs`` go before the bundle's."""
+    wired = {"clip_vision": models.clip_vision, "style_model": models.style_model}
+    return run("ColorFlux_ReduxVisualPrompt", **wired | inputs, image=image)[0]
+
+
+def gray_control(models: Models, conditioning: Any, image: Tensor, **inputs: Any) -> Any:
+    """The CONDITIONING of Apply Grayscale ControlNet; ``inputs`` go before the bundle's."""
+    wired = {"control_net": models.control_net, "vae": models.vae}
+    given = {"conditioning": conditioning, "image": image}
+    return run("ColorFlux_ApplyGrayControlNet", **wired | inputs, **given)[0]
 
 
 def sample(
@@ -93,20 +116,7 @@ def colorized(
     gray, latent, *size = run("ColorFlux_PreparePhoto", image=photos, canvas=canvas, pixels=pixels)
     if same_noise:
         (latent,) = run("LatentBatchSeedBehavior", samples=latent, seed_behavior="fixed")
-    (conditioning,) = run(
-        "ColorFlux_ReduxVisualPrompt",
-        clip_vision=models.clip_vision,
-        style_model=models.style_model,
-        image=gray,
-        **prompt,
-    )
-    (conditioning,) = run(
-        "ColorFlux_ApplyGrayControlNet",
-        conditioning=conditioning,
-        control_net=models.control_net,
-        image=gray,
-        vae=models.vae,
-    )
+    conditioning = gray_control(models, visual_prompt(models, gray, **prompt), gray)
     latents = sample(models, conditioning, latent, (size[0], size[1]))
     return run("VAEDecode", samples={"samples": latents}, vae=models.vae)[0]
 
@@ -141,7 +151,7 @@ def lora_deltas(model: ModelPatcher) -> dict[str, Tensor]:
     }
 
 
-FLUX_DEV = {
+FLUX_DEV = {  # but for the number of blocks
     "in_channels": 16,
     "out_channels": 16,
     "patch_size": 2,
@@ -150,8 +160,8 @@ FLUX_DEV = {
     "hidden_size": 3072,
     "mlp_ratio": 4.0,
     "num_heads": 24,
-    "depth": 19,
-    "depth_single_blocks": 38,
+    "depth": 1,
+    "depth_single_blocks": 1,
     "axes_dim": [16, 56, 56],
     "theta": 10_000,
     "qkv_bias": True,
@@ -159,10 +169,9 @@ FLUX_DEV = {
 }
 
 
-def flux_dev(depth: int = 1, single_depth: int = 1) -> ModelPatcher:
-    """FLUX.1-dev's width, without memory."""
-    shape = FLUX_DEV | {"depth": depth, "depth_single_blocks": single_depth}
-    config = comfy.supported_models.Flux({"image_model": "flux", **shape})
+def flux_dev() -> ModelPatcher:
+    """FLUX.1-dev's width, with one block of each kind, without memory."""
+    config = comfy.supported_models.Flux({"image_model": "flux", **FLUX_DEV})
     return _patcher(comfy.model_base.Flux(config, device=torch.device("meta")))
 
 
@@ -184,8 +193,6 @@ TINY_FLUX = FLUX_DEV | {
     "context_in_dim": 32,
     "hidden_size": 128,
     "num_heads": 1,
-    "depth": 1,
-    "depth_single_blocks": 1,
 }
 
 

@@ -27,7 +27,7 @@ from colorflux_core.bundle_config import EMBEDDED_NANO
 from colorflux_core.pipeline import ColorFluxPipeline
 from colorflux_core.resize import Canvas
 from colorflux_core.settings import UNION_GRAY_MODE, Settings
-from tests.comfy_models import Models, colorized, nano, siglip_pipeline
+from tests.comfy_models import Models, colorized, nano, siglip_pipeline, use_folder
 from tests.nano_models import tiny_controlnet
 
 NAME = "tiny"
@@ -38,10 +38,14 @@ SETTINGS = Settings(canvas=CANVAS, text_tokens=3)
 @pytest.fixture
 def bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty models/colorflux."""
-    node_classes()  # They register the folder.
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "colorflux", ([], set()))
-    folder_paths.add_model_folder_path("colorflux", str(tmp_path))
+    use_folder(monkeypatch, "colorflux", tmp_path)
     return tmp_path
+
+
+def announce(folder: Path) -> None:
+    """As little of a bundle as makes it one to choose."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(EMBEDDED_NANO / "colorflux.json", folder)
 
 
 def listed() -> list[str]:
@@ -78,7 +82,7 @@ def difference_to_headless(folder: Path) -> float:
 def test_nano_is_always_there_and_comes_first(bundles: Path) -> None:
     assert listed() == ["nano (embedded)"]
     for name in ("b", "a/deep"):
-        shutil.copytree(EMBEDDED_NANO, bundles / name, ignore=lambda *_: ["transformer"])
+        announce(bundles / name)
     (bundles / "not one").mkdir()
     assert listed() == ["nano (embedded)", "a/deep", "b"]
 
@@ -86,7 +90,7 @@ def test_nano_is_always_there_and_comes_first(bundles: Path) -> None:
 def test_linked_bundles_are_found(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Many keep their models elsewhere."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    shutil.copy(EMBEDDED_NANO / "colorflux.json", elsewhere)
+    announce(elsewhere)
     try:
         (bundles / "linked").symlink_to(elsewhere, target_is_directory=True)
     except OSError as error:
@@ -101,7 +105,7 @@ def test_a_bundle_in_two_folders_is_the_first(
     folder_paths.add_model_folder_path("colorflux", str(second))
     folder_paths.add_model_folder_path("colorflux", str(second / "missing"))
     shutil.copytree(EMBEDDED_NANO, bundles / NAME)
-    shutil.copytree(EMBEDDED_NANO, second / NAME, ignore=lambda *_: ["transformer"])
+    announce(second / NAME)
     assert listed() == ["nano (embedded)", NAME]
     assert load().canvas_pixels == 256
 
@@ -135,7 +139,7 @@ VARIANTS: dict[str, Callable[[], tuple[ColorFluxPipeline, Settings]]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_bundle_of_any_shape_is_as_in_the_siglip_pipeline(bundles: Path, variant: str) -> None:
+def test_a_bundle_of_any_shape_is_as_in_the_pipeline(bundles: Path, variant: str) -> None:
     save_bundle(bundles / NAME, *VARIANTS[variant]())
     assert difference_to_headless(bundles / NAME) < 1e-4
 
@@ -149,7 +153,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bundle(sound: Path, bundles: Path) -> Path:
-    """A sound bundle, to be damaged."""
+    """A copy of the sound one, to be damaged."""
     return shutil.copytree(sound, bundles / NAME)
 
 

@@ -32,7 +32,9 @@ VISIBLE = 5 / 255
 
 @functools.cache
 def headless_nano() -> Bundle:
-    return load_bundle("nano")
+    bundle = load_bundle("nano")
+    bundle.pipeline.set_progress_bar_config(disable=True)
+    return bundle
 
 
 def photos(count: int = 1) -> Tensor:
@@ -62,11 +64,6 @@ def headless(
         **options,
     )
     return decoded.movedim(1, -1)
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> None:
-    headless_nano().pipeline.set_progress_bar_config(disable=True)
 
 
 def difference(one: Tensor, other: Tensor) -> float:

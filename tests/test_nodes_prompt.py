@@ -10,14 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.node_runs import run
 from tests.pack import need_comfyui
 
 need_comfyui()
 
 from comfy.sd import StyleModel
 
-from tests.comfy_models import nano
+from tests.comfy_models import nano, visual_prompt
 
 TOKENS, WIDTH = 64, 256  # of nano's visual prompt
 
@@ -28,9 +27,7 @@ def frames(count: int, seed: int = 0) -> Tensor:
 
 def redux(image: Tensor, **options: Any) -> tuple[Tensor, dict[str, Any]]:
     """The tokens of the only item of the conditioning, and its extras."""
-    models = nano()
-    wired = {"clip_vision": models.clip_vision, "style_model": models.style_model}
-    ((tokens, extras),) = run("ColorFlux_ReduxVisualPrompt", **wired | options, image=image)[0]
+    ((tokens, extras),) = visual_prompt(nano(), image, **options)
     return tokens, extras
 
 

@@ -30,7 +30,7 @@ import nodes
 from colorflux_core.bundle import save_bundle
 from colorflux_core.resize import Canvas
 from colorflux_core.settings import Settings
-from tests.comfy_models import colorized, nano, siglip_pipeline
+from tests.comfy_models import colorized, nano, siglip_pipeline, use_folder
 
 Graph = dict[str, dict[str, Any]]
 
@@ -190,7 +190,7 @@ def test_the_slider_has_every_frame() -> None:
 def test_only_what_changed_runs_again(
     comfyui: ComfyUI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "colorflux", ([str(tmp_path)], set()))
+    use_folder(monkeypatch, "colorflux", tmp_path)
     bundle = tmp_path / "tiny"
     save_bundle(bundle, siglip_pipeline(), Settings(canvas=Canvas(pixels=64), text_tokens=0))
     graph = workflow("tiny")

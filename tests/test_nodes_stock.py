@@ -15,22 +15,25 @@ from tests.pack import need_comfyui
 
 need_comfyui()
 
-import folder_paths
 from comfy.model_management import load_models_gpu
 from comfy.model_patcher import ModelPatcher
 
 from colorflux_core.bundle_config import EMBEDDED_NANO
-from tests.comfy_models import Models, nano, sample
+from tests.comfy_models import gray_control, nano, sample, use_folder, visual_prompt
 
 WIDTH = 256  # of nano's text
 SIZE = (128, 96)
 LORA = "pro_dpo.safetensors"
 
 
-def gray_photo(count: int = 1) -> Tensor:
-    """Gray IMAGEs at SIZE."""
-    luma = torch.rand(count, SIZE[1], SIZE[0], 1, generator=torch.Generator().manual_seed(0))
+def gray_photo() -> Tensor:
+    """A gray IMAGE at SIZE."""
+    luma = torch.rand(1, SIZE[1], SIZE[0], 1, generator=torch.Generator().manual_seed(0))
     return luma.expand(-1, -1, -1, 3).contiguous()
+
+
+def latent() -> dict[str, Tensor]:
+    return {"samples": torch.zeros(1, 16, SIZE[1] // 8, SIZE[0] // 8)}
 
 
 def text(tokens: int = 7) -> Any:
@@ -41,28 +44,17 @@ def text(tokens: int = 7) -> Any:
     return [[rows, {"pooled_output": pooled, "guidance": 2.5}]]
 
 
-def stock_redux(models: Models, image: Tensor, conditioning: Any, strength: float = 1.0) -> Any:
-    (seen,) = run("CLIPVisionEncode", clip_vision=models.clip_vision, image=image, crop="none")
+def stock_redux(image: Tensor, conditioning: Any, strength: float = 1.0) -> Any:
+    (seen,) = run("CLIPVisionEncode", clip_vision=nano().clip_vision, image=image, crop="none")
     (styled,) = run(
         "StyleModelApply",
         conditioning=conditioning,
-        style_model=models.style_model,
+        style_model=nano().style_model,
         clip_vision_output=seen,
         strength=strength,
         strength_type="multiply",
     )
     return styled
-
-
-def our_redux(models: Models, image: Tensor, **options: Any) -> Any:
-    (conditioning,) = run(
-        "ColorFlux_ReduxVisualPrompt",
-        clip_vision=models.clip_vision,
-        style_model=models.style_model,
-        image=image,
-        **options,
-    )
-    return conditioning
 
 
 def assert_same(ours: Any, stocks: Any) -> None:
@@ -78,24 +70,24 @@ def assert_same(ours: Any, stocks: Any) -> None:
 @pytest.mark.parametrize("tokens", [0, 1, 512])
 def test_redux_without_text_is_stock_redux_after_zeros(tokens: int) -> None:
     zeros = [[torch.zeros(1, tokens, WIDTH), {"pooled_output": torch.zeros(1, 768)}]]
-    ours = our_redux(nano(), gray_photo(), text_tokens=tokens)
-    assert_same(ours, stock_redux(nano(), gray_photo(), zeros))
+    ours = visual_prompt(nano(), gray_photo(), text_tokens=tokens)
+    assert_same(ours, stock_redux(gray_photo(), zeros))
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6, 2.0])
 def test_redux_after_a_text_is_stock_redux(strength: float) -> None:
     two_texts = text() + text(3)
-    ours = our_redux(nano(), gray_photo(), text=two_texts, strength=strength)
-    assert_same(ours, stock_redux(nano(), gray_photo(), two_texts, strength))
+    ours = visual_prompt(nano(), gray_photo(), text=two_texts, strength=strength)
+    assert_same(ours, stock_redux(gray_photo(), two_texts, strength))
 
 
 def test_redux_at_strength_0_leaves_the_text() -> None:
-    assert_same(our_redux(nano(), gray_photo(), text=text(), strength=0.0), text())
+    assert_same(visual_prompt(nano(), gray_photo(), text=text(), strength=0.0), text())
 
 
 def test_redux_leaves_its_inputs_as_they_are() -> None:
     given, image = text(), gray_photo()
-    our_redux(nano(), image, text=given, strength=0.5)
+    visual_prompt(nano(), image, text=given, strength=0.5)
     assert_same(given, text())
     assert torch.equal(image, gray_photo())
 
@@ -110,31 +102,33 @@ def test_the_bundle_s_vision_crops_as_stock_vision_does() -> None:
     assert torch.equal(cropped.last_hidden_state, square.last_hidden_state)
 
 
-def controlled(node_id: str, image: Tensor, **options: Any) -> Any:
-    """The conditioning of our node or the stock one; the latter has two, of which the first."""
-    models, before = nano(), our_redux(nano(), gray_photo())
-    inputs = {"control_net": models.control_net, "image": image, "vae": models.vae}
-    if node_id.startswith("ColorFlux_"):
-        return run(node_id, conditioning=before, **inputs, **options)[0]
-    return run(node_id, positive=before, negative=[], **inputs, **options)[0]
+def controlled(image: Tensor, **options: Any) -> Any:
+    return gray_control(nano(), visual_prompt(nano(), gray_photo()), image, **options)
+
+
+def stock_controlled(image: Tensor, **options: Any) -> Any:
+    positive, _ = run(
+        "ControlNetApplyAdvanced",
+        positive=visual_prompt(nano(), gray_photo()),
+        negative=[],
+        control_net=nano().control_net,
+        image=image,
+        vae=nano().vae,
+        **options,
+    )
+    return positive
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"strength": 0.6},
-        {"start_percent": 0.3, "end_percent": 0.7},
-    ],
+    "options", [{}, {"strength": 0.6}, {"start_percent": 0.3, "end_percent": 0.7}]
 )
 def test_gray_controlnet_is_stock_controlnet_on_a_gray_image(options: dict[str, float]) -> None:
-    latent = {"samples": torch.zeros(1, 16, SIZE[1] // 8, SIZE[0] // 8)}
     ours, stocks, none = (
-        sample(nano(), conditioning, latent, SIZE)
+        sample(nano(), conditioning, latent(), SIZE)
         for conditioning in (
-            controlled("ColorFlux_ApplyGrayControlNet", gray_photo(), **options),
-            controlled("ControlNetApplyAdvanced", gray_photo(), **options),
-            our_redux(nano(), gray_photo()),
+            controlled(gray_photo(), **options),
+            stock_controlled(gray_photo(), **options),
+            visual_prompt(nano(), gray_photo()),
         )
     )
     assert torch.equal(ours, stocks)
@@ -145,41 +139,27 @@ def test_gray_controlnet_sees_only_the_luma_of_a_color_image() -> None:
     luma_of_red = torch.full((1, SIZE[1], SIZE[0], 3), 0.299)
     red = torch.zeros_like(luma_of_red)
     red[..., 0] = 1
-    hints = [
-        controlled("ColorFlux_ApplyGrayControlNet", image)[0][1]["control"].cond_hint_original
-        for image in (red, luma_of_red)
-    ]
+    hints = [controlled(image)[0][1]["control"].cond_hint_original for image in (red, luma_of_red)]
     assert torch.allclose(*hints)
 
 
 def test_gray_controlnet_at_strength_0_is_absent() -> None:
-    without = our_redux(nano(), gray_photo())
-    assert_same(controlled("ColorFlux_ApplyGrayControlNet", gray_photo(), strength=0.0), without)
+    assert_same(controlled(gray_photo(), strength=0.0), visual_prompt(nano(), gray_photo()))
 
 
 def test_gray_controlnet_goes_after_another_one() -> None:
-    first = controlled("ColorFlux_ApplyGrayControlNet", gray_photo(), strength=0.5)
-    (second,) = run(
-        "ColorFlux_ApplyGrayControlNet",
-        conditioning=first,
-        control_net=nano().control_net,
-        image=gray_photo(),
-        vae=nano().vae,
-        strength=0.5,
-    )
-    latent = {"samples": torch.zeros(1, 16, SIZE[1] // 8, SIZE[0] // 8)}
-    once = controlled("ColorFlux_ApplyGrayControlNet", gray_photo())
-    halves, whole = (sample(nano(), c, latent, SIZE, steps=2) for c in (second, once))
+    first = controlled(gray_photo(), strength=0.5)
+    second = gray_control(nano(), first, gray_photo(), strength=0.5)
+    once = controlled(gray_photo())
+    halves, whole = (sample(nano(), c, latent(), SIZE, steps=2) for c in (second, once))
     assert torch.allclose(halves, whole, atol=1e-4)
-    assert "control" not in our_redux(nano(), gray_photo())[0][1]
     assert first[0][1]["control"].previous_controlnet is None
 
 
 @pytest.fixture
 def loras(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nano's own LoRA in models/loras."""
-    kinds = ([str(EMBEDDED_NANO)], {".safetensors"})
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", kinds)
+    use_folder(monkeypatch, "loras", EMBEDDED_NANO)
 
 
 def patched_weights(model: ModelPatcher) -> dict[str, Tensor]:

@@ -24,7 +24,6 @@ need_comfyui()
 
 import comfy.clip_vision
 import comfy.utils
-import folder_paths
 
 from colorflux_core.bundle import save_bundle
 from colorflux_core.latents import pack
@@ -32,7 +31,7 @@ from colorflux_core.lora import add_lora, load_lora_state, save_lora
 from colorflux_core.settings import Settings
 from colorflux_core.velocity import control_residuals
 from tests import flux_models
-from tests.comfy_models import flux_dev, lora_deltas
+from tests.comfy_models import flux_dev, lora_deltas, use_folder
 from tests.nano_models import SIGLIP, tiny_pipeline
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # as diffusers names them
@@ -51,11 +50,6 @@ def materialise(model: Any) -> Any:
         if name.rpartition(".")[0].endswith(("norm_q", "norm_k", "norm_added_q", "norm_added_k")):
             parameter.add_(1)
     return model
-
-
-def folder_of(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = ([str(folder)], {".safetensors"})
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, kinds)
 
 
 def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -84,7 +78,7 @@ def test_controlnet(
     assert expected.double is not None and expected.single is not None
     del model
 
-    folder_of("controlnet", tmp_path, monkeypatch)
+    use_folder(monkeypatch, "controlnet", tmp_path)
     with caplog.at_level("DEBUG"):
         (control_net,) = run("ControlNetLoader", control_net_name=WEIGHTS)
     assert "missing" not in caplog.text and "unexpected" not in caplog.text
@@ -114,7 +108,7 @@ def test_redux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         expected = model.float()(tokens).image_embeds
 
-    folder_of("style_models", tmp_path, monkeypatch)
+    use_folder(monkeypatch, "style_models", tmp_path)
     (style_model,) = run("StyleModelLoader", style_model_name=WEIGHTS)
     seen = comfy.clip_vision.Output()
     seen["last_hidden_state"] = tokens
@@ -133,9 +127,9 @@ def test_lora(
                 setattr(module, name, nn.Parameter(noise(*parameter.shape)))
     save_lora(transformer, tmp_path / "lora.safetensors")
 
-    folder_of("loras", tmp_path, monkeypatch)
+    use_folder(monkeypatch, "loras", tmp_path)
     with caplog.at_level("DEBUG"):
-        (model,) = run("LoraLoaderModelOnly", model=flux_dev(1, 1), lora_name="lora.safetensors")
+        (model,) = run("LoraLoaderModelOnly", model=flux_dev(), lora_name="lora.safetensors")
     assert "not loaded" not in caplog.text.lower()
     deltas = lora_deltas(model)
     state = load_lora_state(tmp_path / "lora.safetensors")

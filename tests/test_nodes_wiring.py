@@ -16,12 +16,10 @@ from tests.pack import need_comfyui
 
 need_comfyui()
 
-import folder_paths
-
 from colorflux_core.bundle_config import EMBEDDED_NANO
 from colorflux_core.settings import UNION_MODES
 from tests import comfy_models
-from tests.comfy_models import nano
+from tests.comfy_models import gray_control, nano, use_folder, visual_prompt
 
 WIDTH = 256  # of nano's text
 
@@ -35,19 +33,15 @@ def text(rows: int = 1, width: int = WIDTH, **extras: Any) -> Any:
 
 
 def redux(**inputs: Any) -> Any:
-    models = nano()
-    wired = {"clip_vision": models.clip_vision, "style_model": models.style_model}
-    return run("ColorFlux_ReduxVisualPrompt", **wired | {"image": image()} | inputs)[0]
+    return visual_prompt(nano(), inputs.pop("image", image()), **inputs)
 
 
 def gray_controlnet(**inputs: Any) -> Any:
-    wired = {"conditioning": text(), "control_net": nano().control_net, "vae": nano().vae}
-    return run("ColorFlux_ApplyGrayControlNet", **wired | {"image": image()} | inputs)[0]
+    return gray_control(nano(), text(), image(), **inputs)
 
 
 def test_lora_on_sdxl(monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = ([str(EMBEDDED_NANO)], {".safetensors"})
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", kinds)
+    use_folder(monkeypatch, "loras", EMBEDDED_NANO)
     with refused("Load Pro-DPO LoRA: model", "SDXL", "FLUX.1", "connect"):
         run("ColorFlux_LoadProDPOLoRA", model=comfy_models.sdxl(), lora="pro_dpo.safetensors")
 
