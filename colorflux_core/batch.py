@@ -22,8 +22,8 @@ from .resize import Canvas
 StepReport = Callable[[int, int], None]
 """Told (steps done, steps in all)."""
 
-Colorize = Callable[[Photo, StepReport], Tensor]
-"""A photo's colorized version, (3, H, W) in [0, 1]."""
+Work = Callable[[Photo, StepReport], Tensor]
+"""What becomes of a photo, (3, H, W) in [0, 1]."""
 
 
 class ModelRefused(ColorFluxError):
@@ -32,7 +32,7 @@ class ModelRefused(ColorFluxError):
 
 @dataclass(frozen=True)
 class Job:
-    """One photo and the file that its colorized version goes to."""
+    """One photo and the file that its result goes to."""
 
     source: Path
     target: Path
@@ -58,7 +58,7 @@ def plan(inputs: Sequence[Path], output: Path, suffix: str | None = None) -> lis
     Raises:
         ColorFluxError: when an input is missing or a folder without photos, when the output does
             not suit the inputs, or when a photo would be overwritten by its own or another's
-            colorized version.
+            result.
     """
     for path in inputs:
         if not path.exists():
@@ -94,16 +94,20 @@ def prepare(jobs: Sequence[Job]) -> None:
 
 def run(
     jobs: Sequence[Job],
-    colorize: Colorize,
+    work: Work,
+    done_word: str,
+    remark: Callable[[Photo], str],
     *,
     max_megapixels: float = MAX_MEGAPIXELS,
     quiet: bool = False,
 ) -> list[str]:
-    """Colorize photo after photo, with a progress bar and a line for each on stderr.
+    """Work on photo after photo, with a progress bar and a line for each on stderr.
 
     Args:
         jobs: What to do.
-        colorize: How.
+        work: How.
+        done_word: "colorized" and the like.
+        remark: What else to say of a photo that is done.
         max_megapixels: Photos of more pixels count as failed.
         quiet: Nothing is written to stderr.
 
@@ -111,7 +115,7 @@ def run(
         Why each photo that failed did so: it could not be read, worked on or written.
 
     Raises:
-        ModelRefused: at the first photo, when ``colorize`` raises a ColorFluxError.
+        ModelRefused: at the first photo, when ``work`` raises a ColorFluxError.
     """
     failures: list[str] = []
     # None shows the bar on terminals only.
@@ -124,7 +128,7 @@ def run(
             started = time.perf_counter()
             try:
                 photo = load_photo(job.source, max_megapixels=max_megapixels)
-                rgb = _in_color(photo, colorize, on_step)
+                rgb = _done(photo, work, done_word, on_step)
                 save_photo(job.target, rgb, like=photo)
             except ModelRefused:
                 raise
@@ -133,21 +137,29 @@ def run(
                 continue
             if not quiet:
                 seconds = time.perf_counter() - started
-                bar.write(f"{_line(job, photo)}, {seconds:.1f} s", file=sys.stderr)
+                height, width = photo.size
+                line = f"{job.source} -> {job.target}: {width}x{height}{remark(photo)}"
+                bar.write(f"{line}, {seconds:.1f} s", file=sys.stderr)
     return failures
 
 
-def _in_color(photo: Photo, colorize: Colorize, on_step: StepReport) -> Tensor:
+def has_color(photo: Photo) -> bool:
+    """Whether a photo has colors of its own, beyond a tone such as sepia."""
+    small = Canvas("aspect", 256).resizing(photo.size)
+    return not photo.is_gray and tone(small.to_canvas(photo.pixels)) == "color"
+
+
+def _done(photo: Photo, work: Work, done_word: str, on_step: StepReport) -> Tensor:
     try:
-        rgb = colorize(photo, on_step)
+        rgb = work(photo, on_step)
     except ColorFluxError as error:
         raise ModelRefused(str(error)) from error
     except (RuntimeError, MemoryError) as error:
-        raise ColorFluxError(f"{photo.path} could not be colorized: {_reason(error)}") from error
+        raise ColorFluxError(f"{photo.path} could not be {done_word}: {_reason(error)}") from error
     if not rgb.sum().isfinite():
         raise ColorFluxError(
-            f"{photo.path} could not be colorized: the model's result is not a number everywhere; "
-            f"try --dtype float32."
+            f"{photo.path} could not be {done_word}: the model's result is not a number "
+            f"everywhere; try --dtype float32."
         )
     return rgb
 
@@ -214,30 +226,22 @@ def _require_own_targets(jobs: Sequence[Job]) -> None:
         target = job.target.resolve()
         if target in sources:
             raise ColorFluxError(
-                f"{job.target} is a photo to colorize, and would be lost: choose another -o."
+                f"{job.target} is a photo to work on, and would be lost: choose another -o."
             )
         if target in taken:
             raise ColorFluxError(
                 f"{taken[target]} and {job.source} would both be written to {job.target}: rename "
-                f"one, or colorize them in separate runs."
+                f"one, or use separate runs."
             )
         taken[target] = job.source
 
 
-def _line(job: Job, photo: Photo) -> str:
-    height, width = photo.size
-    line = f"{job.source} -> {job.target}: {width}x{height}"
-    return f"{line}, was in color, now colorized from gray" if _has_color(photo) else line
-
-
-def _has_color(photo: Photo) -> bool:
-    small = Canvas("aspect", 256).resizing(photo.size)
-    return not photo.is_gray and tone(small.to_canvas(photo.pixels)) == "color"
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate" in str(error):
-        return "it takes more memory than there is; try a smaller --canvas-pixels or --device cpu."
+        return (
+            "it takes more memory than there is; try a smaller --canvas-pixels or --tile, or "
+            "--device cpu."
+        )
     return str(error).partition("\n")[0]
 
 
