@@ -97,7 +97,7 @@ def load_model(name: str, path: Path, dtype: torch.dtype) -> ModelMixin | PreTra
         ColorFluxError: when the part is missing, cannot be read, does not fit or is not finite.
     """
     path = _existing(name, path)
-    with _explained(name, path):
+    with explained(name, path):
         model = _from_file(name, path, dtype) if path.is_file() else _from_folder(name, path, dtype)
     for key, tensor in model.state_dict().items():
         if not tensor.sum(dtype=torch.float32).isfinite():
@@ -108,14 +108,14 @@ def load_model(name: str, path: Path, dtype: torch.dtype) -> ModelMixin | PreTra
 def load_feature_extractor(path: Path) -> SiglipImageProcessor:
     """The vision tower's preprocessing. Raises ColorFluxError as :func:`load_model`."""
     path = _existing("feature_extractor", path)
-    with _explained("feature_extractor", path):
+    with explained("feature_extractor", path):
         return SiglipImageProcessor.from_pretrained(path, local_files_only=True)
 
 
 def load_scheduler(path: Path) -> FlowMatchEulerDiscreteScheduler:
     """The Euler scheduler. Raises ColorFluxError as :func:`load_model`."""
     path = _existing("scheduler", path)
-    with _explained("scheduler", path):
+    with explained("scheduler", path):
         return FlowMatchEulerDiscreteScheduler.from_pretrained(path, local_files_only=True)
 
 
@@ -127,7 +127,7 @@ def _existing(name: str, path: Path) -> Path:
 
 
 @contextmanager
-def _explained(name: str, path: Path) -> Iterator[None]:
+def explained(name: str, path: Path) -> Iterator[None]:
     """Turns what the libraries raise over bad files into one line."""
     try:
         yield
@@ -163,7 +163,7 @@ def _from_folder(name: str, path: Path, dtype: torch.dtype) -> ModelMixin | PreT
         model, info = DIFFUSERS_MODELS[name].from_pretrained(
             path, local_files_only=True, use_safetensors=True, torch_dtype=dtype, **options
         )
-    _require_fit(path, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+    require_fit(path, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
     return model
 
 
@@ -190,7 +190,7 @@ def _from_file(name: str, path: Path, dtype: torch.dtype) -> ModelMixin | PreTra
     with torch.device("meta"):
         model = DIFFUSERS_MODELS[name](**config)
     expected = model.state_dict()
-    _require_fit(
+    require_fit(
         path,
         expected.keys() - state.keys(),
         state.keys() - expected.keys(),
@@ -214,7 +214,7 @@ def _siglip(path: Path, state: Mapping[str, Tensor]) -> SiglipVisionModel:
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    _require_fit(path, info["missing_keys"], (), info["mismatched_keys"])
+    require_fit(path, info["missing_keys"], (), info["mismatched_keys"])
     return model
 
 
@@ -239,12 +239,13 @@ def _flux_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return config
 
 
-def _require_fit(
+def require_fit(
     path: Path,
     missing: Collection[str],
     unexpected: Collection[str],
     mismatched: Collection[tuple[str, Collection[int], Collection[int]]],
 ) -> None:
+    """Refuse weights that are not exactly a model's; ``mismatched`` is (key, shape, its shape)."""
     for key, one, other in sorted(mismatched):
         raise ColorFluxError(
             f"{path} has a wrong shape at {key}: {tuple(one)}, where {tuple(other)} belongs."
