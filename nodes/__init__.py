@@ -12,10 +12,12 @@ from .bundles import add_bundle_folder
 from .compare import ComparePhotos
 from .gray_controlnet import ApplyGrayControlNet
 from .load_bundle import LoadBundle
+from .load_s3diff import LoadS3Diff, add_s3diff_folder
 from .prepare_photo import PreparePhoto
 from .pro_dpo_lora import LoadProDPOLoRA
 from .redux_visual_prompt import ReduxVisualPrompt
 from .resize_back import ResizeBack
+from .s3diff_restore import S3DiffRestore
 from .sample_photo import SamplePhoto
 
 # People's workflows name nodes, inputs, options and the order of outputs. They load for ever: none
@@ -29,6 +31,8 @@ NODES: list[type[io.ComfyNode]] = [
     LoadProDPOLoRA,
     ResizeBack,
     ComparePhotos,
+    LoadS3Diff,
+    S3DiffRestore,
 ]
 
 
@@ -36,5 +40,7 @@ class ColorFluxExtension(ComfyExtension):
     """What ComfyUI loads."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        add_bundle_folder()  # Here, since ComfyUI 0.3.64 never calls on_load.
+        # Here, since ComfyUI 0.3.64 never calls on_load.
+        add_bundle_folder()
+        add_s3diff_folder()
         return NODES
