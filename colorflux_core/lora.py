@@ -182,8 +182,9 @@ def normalise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         a, b = parts["lora_A"], parts["lora_B"]
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
             raise ColorFluxError(f"{module}: A {tuple(a.shape)}, B {tuple(b.shape)} do not match.")
-        if "alpha" in parts:
-            b = b * (parts["alpha"].item() / a.shape[0])
+        scale = parts["alpha"].item() / a.shape[0] if "alpha" in parts else 1
+        if scale != 1:
+            b = b.float() * scale
         result[f"transformer.{module}.lora_A.weight"] = a
         result[f"transformer.{module}.lora_B.weight"] = b
     if not result:

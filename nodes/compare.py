@@ -6,7 +6,7 @@ import nodes
 from comfy_api.latest import io
 from torch import Tensor
 
-from .layout import from_image, to_image
+from .layout import from_image, in_range, to_image
 from .schema import schema
 
 
@@ -33,5 +33,5 @@ class ComparePhotos(io.ComfyNode):
 
 
 def _preview(image: Tensor, name: str) -> list[dict[str, str]]:
-    picture = to_image(from_image(image, f"Compare Photos: {name}"))
+    picture = to_image(in_range(from_image(image, f"Compare Photos: {name}")))
     return nodes.PreviewImage().save_images(picture, f"ColorFLUX.{name}")["ui"]["images"]

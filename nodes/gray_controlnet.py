@@ -12,7 +12,7 @@ from torch import Tensor
 from ..colorflux_core.color import grayscale
 from ..colorflux_core.errors import ColorFluxError
 from ..colorflux_core.settings import UNION_GRAY_MODE, UNION_MODES, Settings
-from .layout import from_image, to_image
+from .layout import from_image, in_range, to_image
 from .schema import schema
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class ApplyGrayControlNet(io.ComfyNode):
         end_percent: float,
         union_mode: str,
     ) -> io.NodeOutput:
-        rgb = from_image(image, "Apply Grayscale ControlNet: image")
+        rgb = in_range(from_image(image, "Apply Grayscale ControlNet: image"))
         _require_flux(control_net, vae)
         if not torch.equal(rgb, rgb[:, :1].expand_as(rgb)):  # What is gray stays as it is.
             rgb = grayscale(rgb)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import comfy.utils
-import torch
 from torch import Tensor
 
+from ..colorflux_core.color import unit_range
 from ..colorflux_core.errors import ColorFluxError
 
 
 def from_image(image: Tensor, where: str) -> Tensor:
-    """(B, 3, H, W) of an IMAGE with one channel, three, or three and alpha, which is left out.
+    """A view (B, 3, H, W) of an IMAGE with one channel, three, or four, without the alpha.
 
     Args:
         image: What came in.
@@ -29,8 +29,12 @@ def from_image(image: Tensor, where: str) -> Tensor:
         )
     if image.numel() == 0:
         raise ColorFluxError(f"{where} has {shape}, a picture without pixels: connect another.")
-    rgb = image[..., :3].movedim(-1, 1).float()
-    return rgb.expand(-1, 3, -1, -1).clamp(0, 1)
+    return image[..., :3].movedim(-1, 1).expand(-1, 3, -1, -1)
+
+
+def in_range(rgb: Tensor) -> Tensor:
+    """Float32 in [0, 1], whatever other nodes have made."""
+    return unit_range(rgb).float().clamp(0, 1)
 
 
 def to_image(rgb: Tensor) -> Tensor:
@@ -38,11 +42,22 @@ def to_image(rgb: Tensor) -> Tensor:
     return rgb.movedim(1, -1).contiguous()
 
 
-def each_frame(count: int, work: Callable[[int], Tensor]) -> Tensor:
-    """The results (1, ...) of all frames as (count, ...), with ComfyUI's progress and Cancel."""
+def each_frame(work: Callable[..., Tensor], *batches: Tensor) -> Tensor:
+    """What ``work`` makes of each frame, with ComfyUI's progress and Cancel.
+
+    Args:
+        work: Given one frame (1, 3, H, W) of each batch, in range, returns (1, ...).
+        batches: Of one length, as :func:`from_image` gives them.
+
+    Returns:
+        (B, ...). Films are large, so that beside it only one frame is in memory.
+    """
+    count = len(batches[0])
     progress = comfy.utils.ProgressBar(count)
-    results = []
-    for frame in range(count):
-        results.append(work(frame))
+    for i in range(count):
+        (result,) = work(*(in_range(batch[i : i + 1]) for batch in batches))
+        if i == 0:
+            results = result.new_empty(count, *result.shape)
+        results[i] = result
         progress.update(1)
-    return torch.cat(results)
+    return results

@@ -55,7 +55,10 @@ class PreparePhoto(io.ComfyNode):
     def execute(cls, image: Tensor, canvas: str, pixels: int) -> io.NodeOutput:
         photos = from_image(image, "Prepare Photo: image")
         resizing = Canvas(canvas, pixels).resizing((photos.shape[-2], photos.shape[-1]))
-        gray = each_frame(len(photos), lambda i: grayscale(resizing.to_canvas(photos[i : i + 1])))
+        gray = each_frame(
+            lambda photo: to_image(grayscale(resizing.to_canvas(photo))),
+            photos,
+        )
         height, width = resizing.canvas
         latents = torch.zeros(len(photos), 16, height // 8, width // 8)
-        return io.NodeOutput(to_image(gray), {"samples": latents}, width, height)
+        return io.NodeOutput(gray, {"samples": latents}, width, height)

@@ -126,7 +126,7 @@ def _visual_prompts(
     clip_vision: ClipVisionModel, style_model: StyleModel, image: Tensor, name: str
 ) -> Tensor:
     """c_v (B, tokens, width of the text) of each picture."""
-    rgb = from_image(image, f"Redux Visual Prompt: {name}")
+    photos = from_image(image, f"Redux Visual Prompt: {name}")
     redux = getattr(getattr(style_model, "model", None), "redux_up", None)
     if redux is None:
         raise ColorFluxError(
@@ -134,8 +134,8 @@ def _visual_prompts(
             "bundle's."
         )
 
-    def prompt(i: int) -> Tensor:
-        seen = clip_vision.encode_image(to_image(rgb[i : i + 1]), crop=False)
+    def prompt(photo: Tensor) -> Tensor:
+        seen = clip_vision.encode_image(to_image(photo), crop=False)
         width = seen.last_hidden_state.shape[-1]
         if width != redux.in_features:
             raise ColorFluxError(
@@ -145,7 +145,7 @@ def _visual_prompts(
             )
         return style_model.get_cond(seen)
 
-    return each_frame(len(rgb), prompt)
+    return each_frame(prompt, photos)
 
 
 def _after_text(c_v: Tensor, text: Tensor, extras: dict[str, Any]) -> Tensor:

@@ -50,7 +50,7 @@ class ResizeBack(io.ComfyNode):
             (originals.shape[-2], originals.shape[-1]), (colorized.shape[-2], colorized.shape[-1])
         )
 
-        def back(i: int) -> Tensor:
-            return resizing.back(colorized[i : i + 1], originals[i : i + 1], detail)
+        def back(frame: Tensor, photo: Tensor) -> Tensor:
+            return to_image(resizing.back(frame, photo, detail))
 
-        return io.NodeOutput(to_image(each_frame(len(colorized), back)))
+        return io.NodeOutput(each_frame(back, colorized, originals))
