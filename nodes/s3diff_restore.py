@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..colorflux_core.errors import ColorFluxError
 from ..colorflux_core.s3diff.options import MULTIPLE, SMALLEST_TILE, ColorFix, Restoration
-from .layout import from_image, to_image
+from .layout import from_image, in_range, to_image
 from .load_s3diff import S3DiffType
 from .schema import schema
 
@@ -118,7 +118,7 @@ def _each(s3diff: ModelPatcher, photos: Tensor, options: Restoration) -> Tensor:
         def report(done: int, tiles: int, before: int = i) -> None:
             progress.update_absolute(before * tiles + done, len(photos) * tiles)
 
-        restored.append(restore(s3diff.model, photo, options, report))
+        restored.append(restore(s3diff.model, in_range(photo), options, report))
     return torch.cat(restored)
 
 
