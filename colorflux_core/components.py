@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,13 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
 )
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, SiglipVisionConfig, SiglipVisionModel
 
 from .errors import ColorFluxError
 from .lite_vision import LiteVisionConfig, LiteVisionModel
+from .weights import explained, require_finite, require_fit, require_same_layout
 
 try:  # Pillow's resizing, as in training: with torchvision, transformers 5 would take another.
     from transformers import SiglipImageProcessorPil as SiglipImageProcessor
@@ -99,9 +98,7 @@ def load_model(name: str, path: Path, dtype: torch.dtype) -> ModelMixin | PreTra
     path = _existing(name, path)
     with explained(name, path):
         model = _from_file(name, path, dtype) if path.is_file() else _from_folder(name, path, dtype)
-    for key, tensor in model.state_dict().items():
-        if not tensor.sum(dtype=torch.float32).isfinite():
-            raise ColorFluxError(f"{path} holds NaN or infinite values in {key}: get it again.")
+    require_finite(path, model.state_dict())
     return model.eval()
 
 
@@ -124,25 +121,6 @@ def _existing(name: str, path: Path) -> Path:
     if not path.exists():
         raise ColorFluxError(f"The {name} is missing: there is no {path}.")
     return path
-
-
-@contextmanager
-def explained(name: str, path: Path) -> Iterator[None]:
-    """Turns what the libraries raise over bad files into one line."""
-    try:
-        yield
-    except (
-        AttributeError,
-        KeyError,
-        OSError,
-        RuntimeError,
-        SafetensorError,
-        TypeError,
-        ValueError,
-    ) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        reason = reason.strip().partition("\n")[0]
-        raise ColorFluxError(f"The {name} cannot be read from {path}: {reason}") from error
 
 
 def _from_folder(name: str, path: Path, dtype: torch.dtype) -> ModelMixin | PreTrainedModel:
@@ -189,17 +167,7 @@ def _from_file(name: str, path: Path, dtype: torch.dtype) -> ModelMixin | PreTra
         config = _flux_config(state)
     with torch.device("meta"):
         model = DIFFUSERS_MODELS[name](**config)
-    expected = model.state_dict()
-    require_fit(
-        path,
-        expected.keys() - state.keys(),
-        state.keys() - expected.keys(),
-        [
-            (key, state[key].shape, tensor.shape)
-            for key, tensor in expected.items()
-            if key in state and tensor.shape != state[key].shape
-        ],
-    )
+    require_same_layout(path, model.state_dict(), state)
     model.load_state_dict(state, assign=True)
     return model
 
@@ -237,21 +205,3 @@ def _flux_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if "controlnet_mode_embedder.weight" in state:
         config["num_mode"] = len(state["controlnet_mode_embedder.weight"])
     return config
-
-
-def require_fit(
-    path: Path,
-    missing: Collection[str],
-    unexpected: Collection[str],
-    mismatched: Collection[tuple[str, Collection[int], Collection[int]]],
-) -> None:
-    """Refuse weights that are not exactly a model's; ``mismatched`` is (key, shape, its shape)."""
-    for key, one, other in sorted(mismatched):
-        raise ColorFluxError(
-            f"{path} has a wrong shape at {key}: {tuple(one)}, where {tuple(other)} belongs."
-        )
-    for what, keys in (("lacks", missing), ("has an unknown", unexpected)):
-        if keys:
-            raise ColorFluxError(
-                f"{path} {what} {min(keys)} ({len(keys)} such): it is damaged or for another model."
-            )
