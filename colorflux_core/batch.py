@@ -14,16 +14,30 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .color import tone
+from .color import Tone, tone
 from .errors import ColorFluxError
 from .photo import MAX_MEGAPIXELS, PHOTO_SUFFIXES, Photo, is_photo_file, load_photo, save_photo
 from .resize import Canvas
 
-StepReport = Callable[[int, int], None]
-"""Told (steps done, steps in all)."""
+Report = Callable[[str, int, int], None]
+"""Told of what ("step", "tile") so many are done, and how many there are in all."""
 
-Work = Callable[[Photo, StepReport], Tensor]
-"""What becomes of a photo, (3, H, W) in [0, 1]."""
+
+@dataclass(frozen=True)
+class Task:
+    """What is done to each photo, and what is said of it."""
+
+    work: Callable[[Photo, Report], Tensor]
+    """What becomes of a photo, (3, H, W) in [0, 1]."""
+
+    done: str
+    """What the photo is then: "colorized" and the like."""
+
+    memory_flags: str
+    """Flags that take less memory the smaller they are."""
+
+    remark: Callable[[Photo], str] = lambda _: ""
+    """What else to say of a photo that is done."""
 
 
 class ModelRefused(ColorFluxError):
@@ -94,9 +108,7 @@ def prepare(jobs: Sequence[Job]) -> None:
 
 def run(
     jobs: Sequence[Job],
-    work: Work,
-    done_word: str,
-    remark: Callable[[Photo], str],
+    task: Task,
     *,
     max_megapixels: float = MAX_MEGAPIXELS,
     quiet: bool = False,
@@ -104,10 +116,8 @@ def run(
     """Work on photo after photo, with a progress bar and a line for each on stderr.
 
     Args:
-        jobs: What to do.
-        work: How.
-        done_word: "colorized" and the like.
-        remark: What else to say of a photo that is done.
+        jobs: The photos and what they become.
+        task: How.
         max_megapixels: Photos of more pixels count as failed.
         quiet: Nothing is written to stderr.
 
@@ -115,20 +125,20 @@ def run(
         Why each photo that failed did so: it could not be read, worked on or written.
 
     Raises:
-        ModelRefused: at the first photo, when ``work`` raises a ColorFluxError.
+        ModelRefused: at the first photo, when the task raises a ColorFluxError.
     """
     failures: list[str] = []
     # None shows the bar on terminals only.
     with tqdm(jobs, unit="photo", disable=quiet or None, dynamic_ncols=True) as bar:
 
-        def on_step(done: int, steps: int) -> None:
-            bar.set_postfix_str(f"step {done} of {steps}")
+        def report(what: str, done: int, total: int) -> None:
+            bar.set_postfix_str(f"{what} {done} of {total}")
 
         for job in bar:
             started = time.perf_counter()
             try:
                 photo = load_photo(job.source, max_megapixels=max_megapixels)
-                rgb = _done(photo, work, done_word, on_step)
+                rgb = _done(photo, task, report)
                 save_photo(job.target, rgb, like=photo)
             except ModelRefused:
                 raise
@@ -137,28 +147,35 @@ def run(
                 continue
             if not quiet:
                 seconds = time.perf_counter() - started
-                height, width = photo.size
-                line = f"{job.source} -> {job.target}: {width}x{height}{remark(photo)}"
+                height, width = rgb.shape[-2:]
+                line = f"{job.source} -> {job.target}: {width}x{height}{task.remark(photo)}"
                 bar.write(f"{line}, {seconds:.1f} s", file=sys.stderr)
     return failures
 
 
-def has_color(photo: Photo) -> bool:
-    """Whether a photo has colors of its own, beyond a tone such as sepia."""
-    small = Canvas("aspect", 256).resizing(photo.size)
-    return not photo.is_gray and tone(small.to_canvas(photo.pixels)) == "color"
+def tone_of(photo: Photo) -> Tone:
+    """Whether a photo is gray, toned like sepia, or has colors of its own."""
+    if photo.is_gray:
+        return "gray"
+    return tone(Canvas("aspect", 256).resizing(photo.size).to_canvas(photo.pixels))
 
 
-def _done(photo: Photo, work: Work, done_word: str, on_step: StepReport) -> Tensor:
+def _done(photo: Photo, task: Task, report: Report) -> Tensor:
     try:
-        rgb = work(photo, on_step)
+        rgb = task.work(photo, report)
     except ColorFluxError as error:
         raise ModelRefused(str(error)) from error
     except (RuntimeError, MemoryError) as error:
-        raise ColorFluxError(f"{photo.path} could not be {done_word}: {_reason(error)}") from error
+        reason = str(error).partition("\n")[0]
+        if _is_out_of_memory(error):
+            reason = (
+                "it takes more memory than there is; try a smaller "
+                f"{task.memory_flags} or --device cpu."
+            )
+        raise ColorFluxError(f"{photo.path} could not be {task.done}: {reason}") from error
     if not rgb.sum().isfinite():
         raise ColorFluxError(
-            f"{photo.path} could not be {done_word}: the model's result is not a number "
+            f"{photo.path} could not be {task.done}: the model's result is not a number "
             f"everywhere; try --dtype float32."
         )
     return rgb
@@ -236,13 +253,8 @@ def _require_own_targets(jobs: Sequence[Job]) -> None:
         taken[target] = job.source
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate" in str(error):
-        return (
-            "it takes more memory than there is; try a smaller --canvas-pixels or --tile, or "
-            "--device cpu."
-        )
-    return str(error).partition("\n")[0]
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate" in str(error)
 
 
 def _endings() -> str:

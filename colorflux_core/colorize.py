@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .command_line import (
-    Parser,
     add_device,
-    add_photos_and_files,
     device_and_dtype,
     exit_status,
+    photo_parser,
     quiet_libraries,
     work_through,
 )
+from .restore import ON_GPU as RESTORE_ON_GPU
+from .s3diff.options import Restoration
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .batch import StepReport, Work
+    from .batch import Report, Task
     from .bundle import Bundle
     from .photo import Photo
     from .settings import Settings
@@ -41,6 +43,9 @@ examples:
     python -m colorflux_core.colorize scans -o colorized --dry-run
   with the colors of another picture:
     python -m colorflux_core.colorize beach.tif -o out --reference postcard.jpg
+  with the noise and the blur taken out first (see colorflux_core.restore for the two files):
+    python -m colorflux_core.colorize scans -o colorized \\
+      --restore s3diff.safetensors --sd-turbo sd_turbo.safetensors
   with FLUX.1-dev, on a GPU:
     python -m colorflux_core.colorize scans -o colorized \\
       --transformer FLUX.1-dev --vae FLUX.1-dev --image-encoder FLUX.1-Redux-dev \\
@@ -59,13 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments; every default that concerns the model is None, which means the bundle's."""
-    p = Parser(
+    p = photo_parser(
         PROG,
         "Colorize old photos. Each comes back at its own size and under its own name.\n"
         "Photos that are colorized already are skipped, so an interrupted run can be repeated.",
         EXAMPLES,
     )
-    add_photos_and_files(p)
     how = p.add_argument_group("how to colorize", "Defaults are the bundle's.")
     how.add_argument(
         "--reference",
@@ -121,6 +125,28 @@ def parser() -> argparse.ArgumentParser:
         help="zero tokens in the place of a text; what the model was trained with",
     )
 
+    first = p.add_argument_group(
+        "how to clean the photo first", "With S3Diff, if these are given; it works in gray."
+    )
+    first.add_argument(
+        "--restore",
+        type=Path,
+        metavar="FILE",
+        help="S3Diff's checkpoint, as python -m colorflux_core.s3diff.convert writes it",
+    )
+    first.add_argument(
+        "--sd-turbo",
+        type=Path,
+        metavar="PATH",
+        help="SD-Turbo's diffusers folder, or sd_turbo.safetensors",
+    )
+    first.add_argument(
+        "--restore-tile",
+        type=int,
+        metavar="N",
+        help=f"side of its tiles in pixels ({Restoration.tile}); smaller ones take less memory",
+    )
+
     model = p.add_argument_group(
         "model", "Either a bundle, or its parts: diffusers folders or the files as published."
     )
@@ -162,38 +188,69 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if has_parts and missing:
         p.error(f"a model given by its parts needs all of them: add {', '.join(missing)}")
     args.has_parts = has_parts
+    if (args.restore is None) != (args.sd_turbo is None):
+        p.error("--restore and --sd-turbo go together: S3Diff is an addition to SD-Turbo")
+    if args.restore_tile is not None and args.restore is None:
+        p.error("--restore-tile is of no use without --restore")
     return args
 
 
 def _colorize(args: argparse.Namespace) -> int:
-    from .batch import has_color
     from .settings import Settings
 
-    with_flags(Settings(), args)  # for its limits, before a model is loaded
+    # For their limits, before a model is loaded.
+    with_flags(Settings(), args)
+    cleaning = Restoration(gray=True, tile=args.restore_tile or Restoration.tile)
 
-    def load(max_megapixels: float) -> Work:
+    def load(max_megapixels: float) -> Task:
+        quiet_libraries()
+        from .batch import Task, tone_of
         from .colorization import colorize
         from .photo import load_photo
 
         reference = None
         if args.reference is not None:
             reference = load_photo(args.reference, max_megapixels=max_megapixels).pixels
+        clean = _cleaner(args, cleaning)
         bundle = _load(args)
         settings = with_flags(bundle.settings, args)
 
-        def in_color(photo: Photo, on_step: StepReport) -> Tensor:
-            return colorize(bundle.pipeline, photo.pixels, settings, reference, on_step)
+        def in_color(photo: Photo, report: Report) -> Tensor:
+            pixels = clean(photo.pixels, partial(report, "tile"))
+            return colorize(bundle.pipeline, pixels, settings, reference, partial(report, "step"))
 
-        return in_color
+        def remark(photo: Photo) -> str:
+            return ", was in color, now colorized from gray" if tone_of(photo) == "color" else ""
 
-    def remark(photo: Photo) -> str:
-        return ", was in color, now colorized from gray" if has_color(photo) else ""
+        flags = "--canvas-pixels" if args.restore is None else "--canvas-pixels or --restore-tile"
+        return Task(in_color, "colorized", flags, remark)
 
-    return work_through(PROG, "colorized", args, load, remark)
+    return work_through(PROG, args, load)
+
+
+def _cleaner(
+    args: argparse.Namespace, how: Restoration
+) -> Callable[[Tensor, Callable[[int, int], None]], Tensor]:
+    """What is done to a photo first: nothing, or S3Diff, on its device only while it works."""
+    if args.restore is None:
+        return lambda pixels, _: pixels
+    from .s3diff.checkpoint import load_s3diff
+    from .s3diff.restorer import restore
+
+    device, dtype = device_and_dtype(args, RESTORE_ON_GPU)
+    model = load_s3diff(args.restore, args.sd_turbo, dtype=dtype)
+
+    def cleaned(pixels: Tensor, on_tile: Callable[[int, int], None]) -> Tensor:
+        model.to(device)
+        try:
+            return restore(model, pixels[None], how, on_tile)[0]
+        finally:
+            model.to("cpu")
+
+    return cleaned
 
 
 def _load(args: argparse.Namespace) -> Bundle:
-    quiet_libraries()
     from .bundle import assemble, load_bundle
 
     device, dtype = device_and_dtype(args, ON_GPU)

@@ -16,8 +16,7 @@ from .errors import ColorFluxError
 if TYPE_CHECKING:
     import torch
 
-    from .batch import Work
-    from .photo import Photo
+    from .batch import Task
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -33,14 +32,14 @@ exit status:
 
 
 class Parser(argparse.ArgumentParser):
-    """For ``python -m colorflux_core.<prog>``; a mistake is one line."""
+    """For ``python -m colorflux_core.<prog> <usage>``; a mistake is one line."""
 
-    def __init__(self, prog: str, description: str, examples: str) -> None:
+    def __init__(self, prog: str, usage: str, description: str, epilog: str) -> None:
         super().__init__(
             prog=prog,
-            usage=f"python -m colorflux_core.{prog} PHOTO_OR_FOLDER... -o FILE_OR_FOLDER [options]",
+            usage=f"python -m colorflux_core.{prog} {usage}",
             description=description,
-            epilog=f"{examples}\n{EXIT_STATUS}",
+            epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -49,8 +48,10 @@ class Parser(argparse.ArgumentParser):
         self.exit(REFUSED, f"{self.prog}: error: {message} (--help explains)\n")
 
 
-def add_photos_and_files(p: argparse.ArgumentParser) -> None:
-    """The arguments that :func:`work_through` reads."""
+def photo_parser(prog: str, description: str, examples: str) -> Parser:
+    """With the arguments that :func:`work_through` reads."""
+    usage = "PHOTO_OR_FOLDER... -o FILE_OR_FOLDER [options]"
+    p = Parser(prog, usage, description, f"{examples}\n{EXIT_STATUS}")
     p.add_argument(
         "photos",
         nargs="+",
@@ -85,6 +86,7 @@ def add_photos_and_files(p: argparse.ArgumentParser) -> None:
         help="refuse photos of more pixels than this; raise it for very large scans",
     )
     files.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    return p
 
 
 def add_device(group: argparse._ArgumentGroup, on_gpu: str) -> None:
@@ -135,21 +137,13 @@ def exit_status(prog: str, command: Callable[[], int]) -> int:
         return INTERRUPTED
 
 
-def work_through(
-    prog: str,
-    done_word: str,
-    args: argparse.Namespace,
-    load: Callable[[float], Work],
-    remark: Callable[[Photo], str] = lambda _: "",
-) -> int:
+def work_through(prog: str, args: argparse.Namespace, load: Callable[[float], Task]) -> int:
     """Do all photos that are not done yet; returns the exit status.
 
     Args:
         prog: For error messages.
-        done_word: "colorized" and the like.
-        args: Of :func:`add_photos_and_files`.
+        args: Of :func:`photo_parser`.
         load: Given the limit on megapixels, loads what does the work; not called without work.
-        remark: What else to say of a photo.
 
     Raises:
         ColorFluxError: as :mod:`colorflux_core.batch` does, before or at the first photo.
@@ -170,15 +164,15 @@ def work_through(
 
     prepare(todo)
     limit = MAX_MEGAPIXELS if args.max_megapixels is None else args.max_megapixels
-    work = load(limit)
+    task = load(limit)
     started = time.perf_counter()
-    failures = run(todo, work, done_word, remark, max_megapixels=limit, quiet=args.quiet)
+    failures = run(todo, task, max_megapixels=limit, quiet=args.quiet)
     for failure in failures:
         tell_error(prog, failure)
     done = len(todo) - len(failures)
     if len(jobs) > 1 and done and not args.quiet:
         rate = (time.perf_counter() - started) / done
-        tell(f"{done} {done_word}, {len(failures)} failed; {rate:.1f} s a photo")
+        tell(f"{done} {task.done}, {len(failures)} failed; {rate:.1f} s a photo")
     return SOME_FAILED if failures else DONE
 
 

@@ -5,25 +5,26 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from .command_line import (
-    Parser,
     add_device,
-    add_photos_and_files,
     device_and_dtype,
     exit_status,
+    photo_parser,
     quiet_libraries,
     work_through,
 )
+from .s3diff.options import MULTIPLE, SMALLEST_TILE, ColorFix, Restoration
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .batch import StepReport, Work
+    from .batch import Report, Task
     from .photo import Photo
-    from .s3diff.options import Restoration
 
 PROG = "restore"
 ON_GPU = "float16"
@@ -51,44 +52,62 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments; None means the default of ``Restoration``."""
-    p = Parser(
+    """The arguments."""
+    p = photo_parser(
         PROG,
         "Remove noise and blur from old photos with S3Diff, in one step of SD-Turbo.\n"
         "Photos that are restored already are skipped, so an interrupted run can be repeated.",
         EXAMPLES,
     )
-    add_photos_and_files(p)
     how = p.add_argument_group("how to restore")
     how.add_argument(
         "--scale",
         type=float,
+        default=Restoration.scale,
         metavar="X",
-        help="size of the result over the photo's, 1 (the default) to 4",
+        help="size of the result over the photo's, 1 to 4 (%(default)g); S3Diff was trained at 4",
     )
     how.add_argument(
         "--tile",
         type=int,
+        default=Restoration.tile,
         metavar="N",
-        help="side of a tile in pixels (768), a multiple of 64; a smaller one takes less memory",
+        help=f"side of a tile in pixels of the result, a multiple of {MULTIPLE} from "
+        f"{SMALLEST_TILE} (%(default)s); smaller ones take less memory and more time",
     )
     how.add_argument(
         "--color-fix",
-        choices=("wavelet", "adain", "none"),
+        choices=get_args(ColorFix),
+        default=Restoration.color_fix,
         help="how the photo's own colors are taken over: wavelet (the default) all that is "
         "coarser than 32 pixels, adain each channel's mean and spread",
     )
     how.add_argument(
         "--gray",
         action=argparse.BooleanOptionalAction,
-        help="make the result gray, since SD-Turbo can tint; default: if the photo is",
+        help="make the result gray, since SD-Turbo can tint; default: if the photo looks gray",
     )
-    how.add_argument("--seed", type=int, metavar="N", help="of the noise in the latents (0)")
     how.add_argument(
-        "--mode", action="store_true", help="no noise in the latents: softer, without a seed"
+        "--seed",
+        type=int,
+        default=Restoration.seed,
+        metavar="N",
+        help="of the noise in the latents (%(default)s)",
     )
-    how.add_argument("--positive", metavar="TEXT", help="in place of the published prompt")
-    how.add_argument("--negative", metavar="TEXT", help="in place of the published prompt")
+    how.add_argument("--mode", action="store_true", help="no such noise, and a softer picture")
+    how.add_argument(
+        "--guidance",
+        type=float,
+        default=Restoration.guidance,
+        metavar="X",
+        help="of the positive prompt over the negative (%(default)s)",
+    )
+    how.add_argument(
+        "--positive",
+        metavar="TEXT",
+        help="in place of the published prompt; takes the tokenizer in SD-Turbo's folder",
+    )
+    how.add_argument("--negative", metavar="TEXT", help="likewise")
     model = p.add_argument_group("model")
     model.add_argument(
         "--s3diff", type=Path, required=True, metavar="FILE", help="the converted checkpoint"
@@ -106,38 +125,41 @@ def parser() -> argparse.ArgumentParser:
 
 def options(args: argparse.Namespace) -> Restoration:
     """The flags as options. Raises ColorFluxError for a value that cannot be used."""
-    from .s3diff.options import Restoration
-
-    given = {
-        name: getattr(args, name)
-        for name in ("scale", "tile", "color_fix", "gray", "seed")
-        if getattr(args, name) is not None
-    }
-    return Restoration(**given | ({"seed": None} if args.mode else {}))
+    return Restoration(
+        scale=args.scale,
+        tile=args.tile,
+        guidance=args.guidance,
+        color_fix=args.color_fix,
+        gray=bool(args.gray),
+        seed=None if args.mode else args.seed,
+    )
 
 
 def _restore(args: argparse.Namespace) -> int:
     how = options(args)
 
-    def load(_: float) -> Work:
-        from dataclasses import replace
-
+    def load(_: float) -> Task:
+        quiet_libraries()
+        from .batch import Task, tone_of
         from .s3diff.checkpoint import load_s3diff
         from .s3diff.restorer import restore
         from .s3diff.sd_turbo import NEGATIVE, POSITIVE
 
-        quiet_libraries()
         device, dtype = device_and_dtype(args, ON_GPU)
-        prompts = (args.positive or POSITIVE, args.negative or NEGATIVE)
+        prompts = (
+            POSITIVE if args.positive is None else args.positive,
+            NEGATIVE if args.negative is None else args.negative,
+        )
         model = load_s3diff(args.s3diff, args.sd_turbo, prompts, dtype).to(device)
 
-        def restored(photo: Photo, on_tile: StepReport) -> Tensor:
-            gray = photo.is_gray if args.gray is None else args.gray
+        def restored(photo: Photo, report: Report) -> Tensor:
+            gray = tone_of(photo) == "gray" if args.gray is None else args.gray
+            on_tile = partial(report, "tile")
             return restore(model, photo.pixels[None], replace(how, gray=gray), on_tile)[0]
 
-        return restored
+        return Task(restored, "restored", "--tile")
 
-    return work_through(PROG, "restored", args, load)
+    return work_through(PROG, args, load)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from colorflux_core.s3diff.convert import convert
 from colorflux_core.s3diff.model import S3Diff
 
 UNET = {
@@ -101,3 +102,17 @@ def published_de_net() -> dict[str, Tensor]:
     torch.manual_seed(2)
     state = S3Diff(*tiny_networks(), torch.zeros(0), 1, 1).de_net.state_dict()
     return {key: torch.randn_like(tensor) * 0.05 for key, tensor in state.items()}
+
+
+def save_published(folder: Path) -> tuple[Path, Path]:
+    """``s3diff.pkl`` and ``de_net.pth``."""
+    s3diff, de_net = folder / "s3diff.pkl", folder / "de_net.pth"
+    torch.save(published(), s3diff)
+    torch.save(published_de_net(), de_net)
+    return s3diff, de_net
+
+
+def save_converted(folder: Path) -> Path:
+    """What the command makes of them."""
+    convert(*save_published(folder), folder / "s3diff.safetensors", UNET, VAE)
+    return folder / "s3diff.safetensors"

@@ -27,7 +27,8 @@ from torch import nn
 from colorflux_core.bundle import load_bundle, save_bundle
 from colorflux_core.bundle_config import EMBEDDED_NANO
 from colorflux_core.colorization import colorize
-from colorflux_core.colorize import FORMATS, main, parser, with_flags
+from colorflux_core.colorize import main, parser, with_flags
+from colorflux_core.command_line import FORMATS
 from colorflux_core.lora import add_lora
 from colorflux_core.photo import PHOTO_SUFFIXES, load_photo
 from colorflux_core.resize import Canvas

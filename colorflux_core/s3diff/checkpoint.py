@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ..components import explained, require_fit
 from ..errors import ColorFluxError
+from ..weights import explained, require_finite, require_same_layout
 from .model import ALPHA, S3Diff
 from .sd_turbo import NEGATIVE, POSITIVE, load_networks, text_embeddings
 
 FORMAT, FORMAT_VERSION = "colorflux-s3diff", "1"
+
+LARGEST_RANK = 1024
 
 
 def load_s3diff(
@@ -25,46 +28,42 @@ def load_s3diff(
     prompts: Sequence[str] = (POSITIVE, NEGATIVE),
     dtype: torch.dtype = torch.float32,
 ) -> S3Diff:
-    """S3Diff on the CPU, with SD-Turbo in ``dtype`` and what modulates it in float32.
+    """S3Diff on the CPU, with SD-Turbo and the LoRA in ``dtype``, and DE-Net and what modulates
+    the LoRA in float32.
 
     Args:
         checkpoint: A file that ``python -m colorflux_core.s3diff.convert`` wrote.
         sd_turbo: SD-Turbo's diffusers folder or ``sd_turbo.safetensors``.
         prompts: The positive and the negative one.
-        dtype: Of SD-Turbo and the LoRA.
+        dtype: Of the two networks.
 
     Raises:
         ColorFluxError: when a file is missing, damaged or for another model, naming it.
     """
-    metadata = _read_metadata(checkpoint)
-    unet, vae = load_networks(sd_turbo)
+    (rank_unet, rank_vae), state = _read(checkpoint)
     embeddings = text_embeddings(sd_turbo, prompts)
-    model = S3Diff(unet, vae, embeddings, int(metadata["rank_unet"]), int(metadata["rank_vae"]))
-    with explained("S3Diff checkpoint", checkpoint):
-        state = load_file(checkpoint)
-    fill(model, state, checkpoint)
-    model.unet.to(dtype)
-    model.vae.to(dtype)
+    unet, vae = load_networks(sd_turbo, dtype)
+    with torch.device("meta"):
+        model = S3Diff(unet, vae, embeddings, rank_unet, rank_vae)
+    require_same_layout(f"{checkpoint} with {sd_turbo} as SD-Turbo", model.trained, state)
+    require_finite(checkpoint, state)
+    typed = {
+        key: tensor.to(dtype if key.startswith(("unet.", "vae.")) else torch.float32)
+        for key, tensor in state.items()
+    }
+    model.load_state_dict(typed, strict=False, assign=True)
     return model.eval().requires_grad_(False)
 
 
-def fill(model: S3Diff, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load the trained part of the model. Raises ColorFluxError unless it is exactly that part."""
-    expected = model.trained
-    require_fit(
-        path,
-        expected.keys() - state.keys(),
-        state.keys() - expected.keys(),
-        [
-            (key, state[key].shape, tensor.shape)
-            for key, tensor in expected.items()
-            if key in state and state[key].shape != tensor.shape
-        ],
-    )
-    for key, tensor in state.items():
-        if not tensor.isfinite().all():
-            raise ColorFluxError(f"{path} holds NaN or infinite values in {key}: get it again.")
-    model.load_state_dict(state, strict=False, assign=True)
+def ranks(recorded: Mapping[str, Any]) -> tuple[int, int]:
+    """The LoRA's ranks in UNet and VAE, as a checkpoint or its source records them.
+
+    Raises KeyError, TypeError or ValueError when it does not.
+    """
+    found = int(recorded["rank_unet"]), int(recorded["rank_vae"])
+    if not all(0 < rank <= LARGEST_RANK for rank in found):
+        raise ValueError(f"its ranks are {found}")
+    return found
 
 
 def save_s3diff(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -81,19 +80,20 @@ def save_s3diff(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, 
         raise ColorFluxError(f"{path} cannot be written: {error}") from error
 
 
-def _read_metadata(path: Path) -> dict[str, str]:
+def _read(path: Path) -> tuple[tuple[int, int], dict[str, Tensor]]:
+    """The ranks and the weights."""
     if not path.is_file():
         raise ColorFluxError(f"The S3Diff checkpoint is missing: there is no {path}.")
     with explained("S3Diff checkpoint", path), safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-    if metadata.get("format") != FORMAT:
-        raise ColorFluxError(
-            f"{path} is no converted S3Diff: make it from the published s3diff.pkl with "
-            "python -m colorflux_core.s3diff.convert."
-        )
-    if metadata["format_version"] != FORMAT_VERSION:
-        raise ColorFluxError(
-            f"{path} has format_version {metadata['format_version']}, and this ColorFLUX reads "
-            f"{FORMAT_VERSION}: convert it again."
-        )
-    return metadata
+        if metadata.get("format") != FORMAT:
+            raise ColorFluxError(
+                f"{path} is no converted S3Diff: make it from the published s3diff.pkl with "
+                "python -m colorflux_core.s3diff.convert."
+            )
+        if metadata.get("format_version") != FORMAT_VERSION:
+            raise ColorFluxError(
+                f"{path} has format_version {metadata.get('format_version')}, and this ColorFLUX "
+                f"reads {FORMAT_VERSION}: convert it again."
+            )
+        return ranks(metadata), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
+from ..command_line import DONE, Parser, exit_status
 from ..errors import ColorFluxError
-from .checkpoint import fill, save_s3diff
+from ..weights import explained, require_finite, require_same_layout
+from .checkpoint import ranks, save_s3diff
 from .model import S3Diff
 from .sd_turbo import UNET, VAE
 
+PROG = "s3diff.convert"
 SOURCE = "zhangap/S3Diff and DE-Net of ArcticHare105/S3Diff"
 LICENCE = "Apache-2.0"
+SUFFIX = ".safetensors"
 
-MODULATORS = {
-    f"state_dict_{network}_{part}": f"{network}_modulator.{part}."
+PARTS = {
+    f"state_dict_{network}_{theirs}": f"{network}_modulator.{ours}."
     for network in ("vae", "unet")
-    for part in ("de_mlp", "block_mlp", "fuse_mlp")
+    for theirs, ours in (
+        ("de_mlp", "de_mlp"),
+        ("block_mlp", "block_mlp"),
+        ("fuse_mlp", "fuse_mlp"),
+        ("block", "block_embeddings"),
+    )
 }
-EMBEDDINGS = {
-    "state_dict_vae_block": "vae_modulator.block_embeddings.",
-    "state_dict_unet_block": "unet_modulator.block_embeddings.",
-}
+
+EXIT_STATUS = """\
+exit status:
+  0    done
+  2    nothing was written: a file cannot be read, is damaged or holds something else
+"""
 
 
 def convert(
@@ -53,69 +63,99 @@ def convert(
 
     Raises:
         ColorFluxError: when a file cannot be read, holds more than weights, or when a key is
-            missing, unknown or of another shape than it has in SD-Turbo.
+            missing, unknown or of another shape than it has in SD-Turbo; nothing is written then.
     """
-    published, estimator = _read(s3diff), _read(de_net)
-    try:
-        ranks = int(published["rank_unet"]), int(published["rank_vae"])
+    if output.suffix != SUFFIX:
+        raise ColorFluxError(f"{output} does not end in {SUFFIX}: rename it.")
+    with explained("S3Diff checkpoint", s3diff):
+        published = _read(s3diff)
+        rank_unet, rank_vae = ranks(published)
         state = {
             **_named("unet.", published["state_dict_unet"], ".default."),
             **_named("vae.", published["state_dict_vae"], ".vae_skip."),
-            **_named("de_net.", estimator),
-            "frequencies": published["w"].detach(),
+            **_named("", {"frequencies": published["w"]}),
         }
-        for key, prefix in MODULATORS.items():
+        published |= published["state_embeddings"]
+        for key, prefix in PARTS.items():
             state |= _named(prefix, published[key])
-        for key, prefix in EMBEDDINGS.items():
-            state |= _named(prefix, published["state_embeddings"][key])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ColorFluxError(f"{s3diff} is not S3Diff's checkpoint: it lacks {error}.") from error
+        metadata = {
+            "rank_unet": str(rank_unet),
+            "rank_vae": str(rank_vae),
+            "targets_unet": json.dumps(published["unet_lora_target_modules"]),
+            "targets_vae": json.dumps(published["vae_lora_target_modules"]),
+            "source": SOURCE,
+            "licence": LICENCE,
+        }
+    with explained("DE-Net", de_net):
+        estimator = _named("de_net.", _read(de_net))
     with torch.device("meta"):
-        model = S3Diff(UNet2DConditionModel(**unet), AutoencoderKL(**vae), torch.empty(0), *ranks)
-    fill(model, state, s3diff)
-    metadata = {"rank_unet": str(ranks[0]), "rank_vae": str(ranks[1])}
-    save_s3diff(output, state, {**metadata, "source": SOURCE, "licence": LICENCE})
-    return len(state)
+        networks = UNet2DConditionModel(**unet), AutoencoderKL(**vae)
+        model = S3Diff(*networks, torch.empty(0), rank_unet, rank_vae)
+    require_same_layout(de_net, model.de_net.state_dict(prefix="de_net."), estimator)
+    require_finite(de_net, estimator)
+    require_same_layout(s3diff, model.trained, state | estimator)
+    require_finite(s3diff, state)
+    save_s3diff(output, state | estimator, metadata)
+    return len(state | estimator)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ColorFluxError(f"There is no file {path}: check the name.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ColorFluxError(f"{path} does not exist: check the name.") from error
-    except (UnpicklingError, EOFError, OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ColorFluxError(f"{path} holds no plain weights, or is damaged: {reason}") from error
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # There is nothing that a damaged pickle could not raise. What torch says is left out: it
+        # advises to execute the pickle.
+        raise ColorFluxError(
+            f"{path} is damaged or holds more than weights ({type(error).__name__}); nothing in it "
+            "was executed. Get it again from its authors."
+        ) from error
+    if not isinstance(content, dict):
+        raise ColorFluxError(f"{path} holds a {type(content).__name__} in place of named weights.")
+    return content
 
 
-def _named(prefix: str, state: Mapping[str, Tensor], adapter: str = "") -> dict[str, Tensor]:
+def _named(prefix: str, state: Mapping[str, Any], adapter: str = ".") -> dict[str, Tensor]:
     """The state under our names; peft has the adapter's name in the middle of each key."""
-    return {
-        prefix + (key.replace(adapter, ".") if adapter else key): tensor.detach()
-        for key, tensor in state.items()
-    }
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{key} is no tensor")
+    return {prefix + key.replace(adapter, "."): value.detach() for key, value in state.items()}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m colorflux_core.s3diff.convert",
-        description="Converts the published S3Diff weights, once, into one safetensors file. "
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status.
+
+    Raises SystemExit where argparse does: for --help and for arguments that cannot be parsed.
+    """
+    p = Parser(
+        PROG,
+        "S3DIFF.pkl DE_NET.pth [-o S3DIFF.safetensors]",
+        "Convert the published S3Diff weights, once, into one safetensors file.\n"
         "Nothing in the pickles is executed; every key and shape is checked.",
+        EXIT_STATUS,
     )
-    parser.add_argument("s3diff", type=Path, help="s3diff.pkl")
-    parser.add_argument("de_net", type=Path, help="de_net.pth, from the same authors")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("s3diff.safetensors"), help="(%(default)s)"
+    p.add_argument("s3diff", type=Path, metavar="S3DIFF.pkl", help="as its authors published it")
+    p.add_argument(
+        "de_net", type=Path, metavar="DE_NET.pth", help="in assets/mm-realsr of their code"
     )
-    given = parser.parse_args(arguments)
-    try:
-        count = convert(given.s3diff, given.de_net, given.output)
-    except ColorFluxError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"{given.output}: {count} tensors, {LICENCE}")
-    return 0
+    p.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("s3diff.safetensors"),
+        metavar="S3DIFF.safetensors",
+        help="the file to write (%(default)s)",
+    )
+    args = p.parse_args(argv)
+
+    def command() -> int:
+        count = convert(args.s3diff, args.de_net, args.output)
+        print(f"{args.output}: {count} tensors, {LICENCE}")
+        return DONE
+
+    return exit_status(PROG, command)
 
 
 if __name__ == "__main__":

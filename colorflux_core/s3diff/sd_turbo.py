@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
@@ -17,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ..components import explained, require_fit
 from ..errors import ColorFluxError
+from ..weights import explained, require_finite, require_fit, require_same_layout
 
 UNET = {
     "sample_size": 64,
@@ -54,35 +55,14 @@ NEGATIVE = (
 )
 """The prompts that S3Diff is published with."""
 
-_START, _END, _PADDING, _LENGTH = 49406, 49407, 0, 77
-# The single file has no tokenizer, so these two come with their tokens (CLIP's byte pairs).
+# The single file has no tokenizer, so these two come with their tokens, CLIP's byte pairs.
 _TOKENS = {
-    POSITIVE: (
-        *(320, 1400, 268, 9977, 267, 279, 330, 267, 8118, 268, 16157, 2867, 593, 8157, 4353, 267),
-        *(14270, 5389, 267, 537, 3288, 5799, 269),
-    ),
-    NEGATIVE: (
-        *(
-            2870,
-            3086,
-            267,
-            7651,
-            267,
-            27976,
-            267,
-            7615,
-            267,
-            15987,
-            267,
-            1042,
-            3027,
-            267,
-            561,
-            2510,
-        ),
-        *(267, 1042, 9977, 267, 1658, 8990),
-    ),
+    POSITIVE: "320 1400 268 9977 267 279 330 267 8118 268 16157 2867 593 8157 4353 267 14270 5389 "
+    "267 537 3288 5799 269",
+    NEGATIVE: "2870 3086 267 7651 267 27976 267 7615 267 15987 267 1042 3027 267 561 2510 267 1042 "
+    "9977 267 1658 8990",
 }
+_START, _END, _PADDING, _LENGTH = 49406, 49407, 0, 77
 
 
 def load_networks(
@@ -90,20 +70,28 @@ def load_networks(
 ) -> tuple[UNet2DConditionModel, AutoencoderKL]:
     """SD-Turbo's UNet and VAE on the CPU.
 
+    Args:
+        path: A diffusers folder, or a single file in the layout of SD-Turbo's authors or in that of
+            Stable Diffusion 2.
+        dtype: Of the weights, whatever the files hold.
+
     Raises:
-        ColorFluxError: when a part is missing, cannot be read or is not SD-Turbo's.
+        ColorFluxError: when a part is missing, cannot be read, is not SD-Turbo's or not finite.
     """
     if path.is_dir():
-        return _from_folder(UNet2DConditionModel, path / "unet", dtype), _from_folder(
-            AutoencoderKL, path / "vae", dtype
+        return (
+            _from_folder(UNet2DConditionModel, path / "unet", torch_dtype=dtype),
+            _from_folder(AutoencoderKL, path / "vae", torch_dtype=dtype),
         )
-    with explained("SD-Turbo", path):
-        state = load_file(path)
-        with torch.device("meta"):
-            unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)
-        _fill(unet, convert_ldm_unet_checkpoint(state, dict(unet.config)), path)
-        _fill(vae, convert_ldm_vae_checkpoint(state, dict(vae.config)), path)
-        return unet.to(dtype), vae.to(dtype)
+    state = _single_file(path)
+    with init_empty_weights():
+        unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)
+    with explained("SD-Turbo checkpoint", path):
+        unet_weights = convert_ldm_unet_checkpoint(state, dict(unet.config))
+        vae_weights = convert_ldm_vae_checkpoint(state, dict(vae.config))
+    _fill(unet, unet_weights, f"The UNet in {path}", dtype)
+    _fill(vae, vae_weights, f"The VAE in {path}", dtype)
+    return unet, vae
 
 
 def text_embeddings(path: Path, prompts: Sequence[str] = (POSITIVE, NEGATIVE)) -> Tensor:
@@ -114,67 +102,75 @@ def text_embeddings(path: Path, prompts: Sequence[str] = (POSITIVE, NEGATIVE)) -
             there is no tokenizer beside the text encoder.
     """
     tokens = torch.tensor([_tokens(path, prompt) for prompt in prompts])
-    with explained("text encoder of SD-Turbo", path):
-        if path.is_dir():
-            encoder = _from_folder(CLIPTextModel, path / "text_encoder", torch.float32)
-        else:
-            with torch.device("meta"):
-                encoder = CLIPTextModel(CLIPTextConfig(**TEXT))
-            state = convert_open_clip_checkpoint(encoder, load_file(path))
-            encoder, info = CLIPTextModel.from_pretrained(
-                None,
-                config=CLIPTextConfig(**TEXT),
-                state_dict=state,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-            require_fit(path, info["missing_keys"], (), info["mismatched_keys"])
+    encoder = _text_encoder(path)
     with torch.no_grad():
-        return encoder.eval()(tokens).last_hidden_state
+        return encoder(tokens).last_hidden_state
 
 
 def _tokens(path: Path, prompt: str) -> list[int]:
-    words = _TOKENS.get(prompt)
-    if words is None:
-        if not (path / "tokenizer").is_dir():
-            raise ColorFluxError(
-                f"{path} has no tokenizer for a prompt of your own: name a diffusers folder."
-            )
-        with explained("tokenizer of SD-Turbo", path):
+    if prompt in _TOKENS:
+        words = [int(token) for token in _TOKENS[prompt].split()]
+    elif (path / "tokenizer").is_dir():
+        with explained("tokenizer of SD-Turbo", path / "tokenizer"):
             tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
         words = tokenizer(prompt, add_special_tokens=False).input_ids
+    else:
+        raise ColorFluxError(
+            f"{path} has no tokenizer for a prompt of your own: name SD-Turbo's diffusers folder."
+        )
     kept = [_START, *words[: _LENGTH - 2], _END]
     return kept + [_PADDING] * (_LENGTH - len(kept))
 
 
-def _from_folder(kind: Any, part: Path, dtype: torch.dtype) -> Any:
+def _text_encoder(path: Path) -> CLIPTextModel:
+    if path.is_dir():
+        return _from_folder(CLIPTextModel, path / "text_encoder").float()
+    state = _single_file(path)
+    with init_empty_weights():
+        encoder = CLIPTextModel(CLIPTextConfig(**TEXT))
+    with explained("SD-Turbo checkpoint", path):
+        weights = convert_open_clip_checkpoint(encoder, state)
+    names = encoder.state_dict().keys()
+    if "final_layer_norm.bias" in names:  # transformers 5
+        weights = {key.removeprefix("text_model."): tensor for key, tensor in weights.items()}
+    # What the file has besides is the last layer, which Stable Diffusion 2 does not use.
+    used = {key: tensor for key, tensor in weights.items() if key in names}
+    _fill(encoder, used, f"The text encoder in {path}", torch.float32)
+    return encoder
+
+
+def _single_file(path: Path) -> dict[str, Tensor]:
+    """Its tensors, with the text encoder's keys as in Stable Diffusion 2."""
+    with explained("SD-Turbo checkpoint", path):
+        state = load_file(path)
+    return {
+        key.replace("conditioner.embedders.0.model.", "cond_stage_model.model."): tensor
+        for key, tensor in state.items()
+    }
+
+
+def _from_folder(kind: Any, part: Path, **options: Any) -> Any:
     if not part.is_dir():
         raise ColorFluxError(f"SD-Turbo is not whole: there is no {part}.")
     with explained(f"{part.name} of SD-Turbo", part):
         model, info = kind.from_pretrained(
             part,
+            **options,
             local_files_only=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        missing, unexpected = info["missing_keys"], info["unexpected_keys"]
-        require_fit(part, missing, unexpected, info["mismatched_keys"])
-    return model.to(dtype).eval()
+    require_fit(part, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+    require_finite(part, model.state_dict())
+    return model.eval()
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    expected = model.state_dict()
-    require_fit(
-        path,
-        expected.keys() - state.keys(),
-        state.keys() - expected.keys(),
-        [
-            (key, state[key].shape, tensor.shape)
-            for key, tensor in expected.items()
-            if key in state and state[key].shape != tensor.shape
-        ],
-    )
-    model.load_state_dict(state, assign=True)
-    model.eval()
+def _fill(
+    network: nn.Module, weights: Mapping[str, Tensor], source: str, dtype: torch.dtype
+) -> None:
+    weights = {key: tensor.to(dtype) for key, tensor in weights.items()}
+    require_same_layout(source, network.state_dict(), weights)
+    require_finite(source, weights)
+    network.load_state_dict(weights, assign=True)
+    network.eval()
