@@ -5,42 +5,56 @@ from __future__ import annotations
 from pathlib import Path
 
 import folder_paths
+import torch
 from comfy_api.latest import io
 
+from ..colorflux_core.errors import ColorFluxError
 from .schema import schema
 
-KIND = "s3diff"
+KIND, SD_TURBO_KIND = "s3diff", "checkpoints"
 S3DiffType = io.Custom("COLORFLUX_S3DIFF")
 
 
 def add_s3diff_folder() -> None:
-    """Tell ComfyUI of models/s3diff."""
+    """Tell ComfyUI of models/s3diff; extra_model_paths.yaml can name more for ``s3diff``."""
     folder_paths.add_model_folder_path(KIND, str(Path(folder_paths.models_dir, KIND)))
+    _, suffixes = folder_paths.folder_names_and_paths[KIND]
+    suffixes.add(".safetensors")
 
 
 class LoadS3Diff(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        # Where there is no file yet, the name of the one that belongs there: what is missing is
+        # then said when the node runs, and not that an input is.
         return schema(
             node_id="ColorFlux_LoadS3Diff",
             display_name="Load S3Diff",
-            description="The restorer that cleans a scan before it is colorized.",
+            description="The restorer that takes noise and blur from a scan before it is "
+            "colorized: SD-Turbo, and what S3Diff adds to it.",
             search_aliases=["restore", "super resolution", "denoise", "upscale"],
             inputs=[
                 io.Combo.Input(
                     "s3diff",
-                    options=folder_paths.get_filename_list(KIND),
-                    tooltip="A file in models/s3diff that python -m colorflux_core.s3diff.convert "
-                    "made of the published weights.",
+                    options=folder_paths.get_filename_list(KIND) or ["s3diff.safetensors"],
+                    tooltip="A file in models/s3diff, which python -m "
+                    "colorflux_core.s3diff.convert makes of the published s3diff.pkl and "
+                    "de_net.pth.",
                 ),
                 io.Combo.Input(
                     "sd_turbo",
-                    options=folder_paths.get_filename_list("checkpoints"),
+                    options=folder_paths.get_filename_list(SD_TURBO_KIND)
+                    or ["sd_turbo.safetensors"],
                     tooltip="sd_turbo.safetensors in models/checkpoints.",
                 ),
             ],
             outputs=[S3DiffType.Output(display_name="s3diff", tooltip="For S3Diff Restore.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, s3diff: str, sd_turbo: str) -> list[int]:
+        """Files that were written again are loaded again."""
+        return [path.stat().st_mtime_ns for path in _paths(s3diff, sd_turbo)]
 
     @classmethod
     def execute(cls, s3diff: str, sd_turbo: str) -> io.NodeOutput:
@@ -49,10 +63,31 @@ class LoadS3Diff(io.ComfyNode):
 
         from ..colorflux_core.s3diff.checkpoint import load_s3diff
 
+        checkpoint, base = _paths(s3diff, sd_turbo)
         device = mm.get_torch_device()
-        model = load_s3diff(
-            Path(folder_paths.get_full_path_or_raise(KIND, s3diff)),
-            Path(folder_paths.get_full_path_or_raise("checkpoints", sd_turbo)),
-            dtype=mm.unet_dtype(device),
-        )
+        # Not ComfyUI's unet_dtype: that is for weights that are cast when they are used.
+        dtype = torch.float16 if mm.should_use_fp16(device) else torch.float32
+        try:
+            model = load_s3diff(checkpoint, base, dtype=dtype)
+        except ColorFluxError as error:
+            raise ColorFluxError(f"Load S3Diff: {error}") from error
         return io.NodeOutput(ModelPatcher(model, device, mm.unet_offload_device()))
+
+
+def _paths(s3diff: str, sd_turbo: str) -> tuple[Path, Path]:
+    return (
+        _path(
+            KIND,
+            s3diff,
+            "python -m colorflux_core.s3diff.convert makes it of s3diff.pkl and de_net.pth, which "
+            "huggingface.co/zhangap/S3Diff has",
+        ),
+        _path(SD_TURBO_KIND, sd_turbo, "huggingface.co/stabilityai/sd-turbo has it"),
+    )
+
+
+def _path(kind: str, name: str, source: str) -> Path:
+    path = folder_paths.get_full_path(kind, name)
+    if path is None:
+        raise ColorFluxError(f"Load S3Diff: there is no {name} in models/{kind}; {source}.")
+    return Path(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..colorflux_core.errors import ColorFluxError
 from ..colorflux_core.s3diff.options import MULTIPLE, SMALLEST_TILE, ColorFix, Restoration
-from .layout import from_image, in_range, to_image
+from .layout import each_frame, from_image, to_image
 from .load_s3diff import S3DiffType
 from .schema import schema
 
@@ -86,42 +87,45 @@ class S3DiffRestore(io.ComfyNode):
         seed: int,
     ) -> io.NodeOutput:
         import comfy.model_management as mm
+        import comfy.utils
+
+        from ..colorflux_core.s3diff.restorer import restore
 
         photos = from_image(image, "S3Diff Restore: image")
         options = Restoration(scale, tile, color_fix=color_fix, gray=gray, seed=seed)
-        mm.load_models_gpu([s3diff], memory_required=_memory(tile), force_full_load=True)
-        while True:
-            try:
-                return io.NodeOutput(to_image(_each(s3diff, photos, options)))
-            except mm.OOM_EXCEPTION as error:
-                smaller = options.tile // 2 // MULTIPLE * MULTIPLE
-                if smaller < SMALLEST_TILE:
-                    raise ColorFluxError(
-                        "S3Diff Restore: there is not enough memory even for the smallest tiles: "
-                        "close other programs, or set scale to 1."
-                    ) from error
-            logger.warning("Out of memory with tiles of %d: trying %d.", options.tile, smaller)
-            options = replace(options, tile=smaller)
-            mm.soft_empty_cache()
+        progress, count = comfy.utils.ProgressBar(len(photos)), itertools.count()
+        memory = _memory(photos, options, s3diff.model.vae.dtype)
+        mm.load_models_gpu([s3diff], memory_required=memory, force_full_load=True)
+
+        def restored(photo: Tensor) -> Tensor:
+            nonlocal options
+            before = next(count)
+
+            def on_tile(done: int, tiles: int) -> None:
+                progress.update_absolute(before * tiles + done, len(photos) * tiles)
+
+            while True:
+                try:
+                    return to_image(restore(s3diff.model, photo.cpu(), options, on_tile))
+                except mm.OOM_EXCEPTION:
+                    options = _with_smaller_tile(options)
+                mm.soft_empty_cache()
+
+        return io.NodeOutput(each_frame(restored, photos))
 
 
-def _each(s3diff: ModelPatcher, photos: Tensor, options: Restoration) -> Tensor:
-    """All photos, one after another, with progress and Cancel by tile."""
-    import comfy.utils
-
-    from ..colorflux_core.s3diff.restorer import restore
-
-    progress = comfy.utils.ProgressBar(len(photos))
-    restored = []
-    for i, photo in enumerate(photos.split(1)):
-
-        def report(done: int, tiles: int, before: int = i) -> None:
-            progress.update_absolute(before * tiles + done, len(photos) * tiles)
-
-        restored.append(restore(s3diff.model, in_range(photo), options, report))
-    return torch.cat(restored)
+def _with_smaller_tile(options: Restoration) -> Restoration:
+    if options.tile == SMALLEST_TILE:
+        raise ColorFluxError(
+            f"S3Diff Restore: tile: there is not enough memory for {SMALLEST_TILE} either, the "
+            "smallest: close other programs, or start ComfyUI with --cpu."
+        )
+    smaller = max(options.tile // 2 // MULTIPLE * MULTIPLE, SMALLEST_TILE)
+    logger.warning("S3Diff Restore: no memory for tile %d, trying %d.", options.tile, smaller)
+    return replace(options, tile=smaller)
 
 
-def _memory(tile: int) -> int:
-    """Bytes that a tile takes in the widest layers of the VAE, generously."""
-    return 4 * 512 * tile * tile * 4
+def _memory(photos: Tensor, options: Restoration, dtype: torch.dtype) -> int:
+    """Bytes for a tile: as much as ComfyUI reckons for decoding it with a VAE of this shape."""
+    height, width = (min(options.tile, options.scale * side) for side in photos.shape[-2:])
+    return int(2178 * height * width * dtype.itemsize)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from colorflux_core.s3diff.options import Restoration
 from colorflux_core.settings import Settings
 from tests.pack import ROOT, load_pack, node_classes
 
@@ -75,10 +76,25 @@ ColorFlux_ResizeBack "Resize Back"
 ColorFlux_Compare "Compare Photos"
   before IMAGE
   after IMAGE
+
+ColorFlux_LoadS3Diff "Load S3Diff"
+  s3diff COMBO
+  sd_turbo COMBO
+  -> s3diff COLORFLUX_S3DIFF
+
+ColorFlux_S3DiffRestore "S3Diff Restore"
+  s3diff COLORFLUX_S3DIFF
+  image IMAGE
+  scale FLOAT = 1.0 in 1.0..4.0
+  tile INT = 768 in 256..4096
+  color_fix COMBO = wavelet of wavelet | adain | none
+  gray BOOLEAN = True
+  seed INT = 0 in 0..18446744073709551615
+  -> restored IMAGE
 """
 
 # Their options are the files that are there.
-FILES = {"bundle", "photo", "lora"}
+FILES = {"bundle", "photo", "lora", "s3diff", "sd_turbo"}
 IDS = [block.split()[0] for block in FROZEN.strip().split("\n\n")]
 
 
@@ -123,14 +139,14 @@ def test_defaults_are_within_their_options_and_steps(node_id: str) -> None:
         default = facts["default"]
         if "options" in facts:
             assert default in facts["options"]
-        else:
+        elif "min" in facts:
             assert facts["min"] <= default <= facts["max"]
             steps = (default - facts["min"]) / facts.get("step", 1)
             assert steps == pytest.approx(round(steps))
 
 
 def test_defaults_are_the_cores() -> None:
-    settings = Settings()
+    settings, restoration = Settings(), Restoration()
     expected: dict[str, dict[str, object]] = {
         "ColorFlux_LoadBundle": {"lora_strength": settings.lora_scale},
         "ColorFlux_PreparePhoto": {
@@ -144,6 +160,12 @@ def test_defaults_are_the_cores() -> None:
         },
         "ColorFlux_LoadProDPOLoRA": {"strength": settings.lora_scale},
         "ColorFlux_ResizeBack": {"detail": settings.detail},
+        "ColorFlux_S3DiffRestore": {
+            "scale": restoration.scale,
+            "tile": restoration.tile,
+            "color_fix": restoration.color_fix,
+            "seed": restoration.seed,
+        },
     }
     for node_id, values in expected.items():
         inputs = {item.id: item.as_dict() for item in node_classes()[node_id].GET_SCHEMA().inputs}

@@ -27,26 +27,32 @@ NANO = "Colorize (nano, runs anywhere)"
 PAPER = "Colorize (FLUX.1-dev, ColorFLUX weights)"
 TODAY = "Colorize today (FLUX.1-dev, public gray ControlNet)"
 FRAMES = "Colorize a batch of frames"
+RESTORE = "Restore and colorize"
 
 # The frontend's own: a node that no ComfyUI lists, and the button under a choice of pictures.
 NOTE = "MarkdownNote"
 UPLOAD = "IMAGEUPLOAD"
-WIDGET_TYPES = {"COMBO", "FLOAT", "INT", "STRING", UPLOAD}
+WIDGET_TYPES = {"BOOLEAN", "COMBO", "FLOAT", "INT", "STRING", UPLOAD}
 TITLE_HEIGHT = 30
+# Of the model files, by the widget that names them.
 FOLDERS = {
-    "CLIPVisionLoader": "clip_vision",
-    "ColorFlux_LoadProDPOLoRA": "loras",
-    "ControlNetLoader": "controlnet",
-    "DualCLIPLoader": "text_encoders",
-    "StyleModelLoader": "style_models",
-    "UNETLoader": "diffusion_models",
-    "VAELoader": "vae",
+    "clip_name": "clip_vision",
+    "clip_name1": "text_encoders",
+    "clip_name2": "text_encoders",
+    "control_net_name": "controlnet",
+    "lora": "loras",
+    "s3diff": "s3diff",
+    "sd_turbo": "checkpoints",
+    "style_model_name": "style_models",
+    "unet_name": "diffusion_models",
+    "vae_name": "vae",
 }
-# What the trainers write and nobody has published.
-TO_BE_TRAINED = {
+# What the trainers or the conversion write, and nobody has published.
+TO_BE_MADE = {
     "colorflux_gray_controlnet.safetensors",
     "colorflux_redux.safetensors",
     "colorflux_pro_dpo.safetensors",
+    "s3diff.safetensors",
 }
 
 each = pytest.mark.parametrize("name", sorted(WORKFLOWS))
@@ -97,9 +103,13 @@ def widgets(node: Json) -> Json:
     return named
 
 
-def files(node: Json) -> set[str]:
-    """The model files that a node loads."""
-    return {value for value in widgets(node).values() if str(value).endswith(".safetensors")}
+def files(node: Json) -> dict[str, str]:
+    """The model files that a node loads, and their folders."""
+    return {
+        value: FOLDERS[widget]
+        for widget, value in widgets(node).items()
+        if str(value).endswith(".safetensors")
+    }
 
 
 def box(node: Json) -> Box:
@@ -175,7 +185,7 @@ def test_widgets_are_within_the_schemas(name: str) -> None:
             elif kind == "COMBO":
                 assert value in facts["options"] or value in files(node), where
             else:
-                assert isinstance(value, str), where
+                assert isinstance(value, bool if kind == "BOOLEAN" else str), where
 
 
 @each
@@ -183,12 +193,11 @@ def test_every_file_can_be_found(name: str) -> None:
     lines = note_lines(name)
     for node in nodes(name):
         models = node["properties"].get("models", [])
-        assert {model["name"] for model in models} == files(node) - TO_BE_TRAINED
-        for file in files(node):
-            folder = FOLDERS[node["type"]]
+        assert {model["name"] for model in models} == files(node).keys() - TO_BE_MADE
+        for file, folder in files(node).items():
             assert [line for line in lines if file in line and folder in line], file
         for model in models:
-            assert model["directory"] == FOLDERS[node["type"]]
+            assert model["directory"] == files(node)[model["name"]]
             assert re.fullmatch(r"https://huggingface\.co/.+/resolve/main/.+", model["url"])
             published = model["url"].rpartition("/")[2]
             renamed = [line for line in lines if published in line and "rename" in line]
@@ -268,7 +277,7 @@ def test_the_papers_settings() -> None:
     assert only(PAPER, "ColorFlux_LoadProDPOLoRA")["strength"] == settings["lora_scale"]
 
 
-@pytest.mark.parametrize("name", [NANO, FRAMES])
+@pytest.mark.parametrize("name", [NANO, FRAMES, RESTORE])
 def test_nanos_settings(name: str) -> None:
     settings = json.loads((EMBEDDED_NANO / CONFIG).read_bytes())["settings"]
     canvas = settings.pop("canvas")
@@ -291,3 +300,12 @@ def test_frames_share_prompt_and_noise() -> None:
     assert only(FRAMES, "ColorFlux_ReduxVisualPrompt")["frames"] == "one shared prompt"
     assert only(FRAMES, "LatentBatchSeedBehavior")["seed_behavior"] == "fixed"
     assert source(FRAMES, "KSampler", "latent_image") == ("LatentBatchSeedBehavior", "LATENT")
+
+
+def test_the_restored_scan_goes_on_in_place_of_the_scan() -> None:
+    restored = ("ColorFlux_S3DiffRestore", "restored")
+    assert source(RESTORE, "ColorFlux_PreparePhoto", "image") == restored
+    assert source(RESTORE, "ColorFlux_ResizeBack", "original") == restored
+    assert source(RESTORE, "ColorFlux_Compare", "before") == ("ColorFlux_SamplePhoto", "image")
+    restore = only(RESTORE, "ColorFlux_S3DiffRestore")
+    assert (restore["scale"], restore["gray"]) == (1, True)

@@ -19,8 +19,8 @@ def comparable(info: dict[str, Any]) -> dict[str, Any]:
     """``info`` as ComfyUI 0.3.64 tells it, without what differs from machine to machine."""
     info = json.loads(json.dumps(info))
     required = info["input"].get("required", {})
-    for models in {"bundle", "lora"} & required.keys():
-        del required[models][1]["options"]
+    for models in {"bundle", "lora", "s3diff", "sd_turbo"} & required.keys():
+        required[models][1].pop("options", None)
     return {name: value for name, value in info.items() if name in FIELDS}
 
 
