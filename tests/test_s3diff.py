@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 
 from colorflux_core.color import grayscale
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.s3diff import restorer
 from colorflux_core.s3diff.checkpoint import load_s3diff
 from colorflux_core.s3diff.color_fix import fix_colors
 from colorflux_core.s3diff.convert import convert
@@ -20,10 +23,10 @@ from colorflux_core.s3diff.degradation import DegradationEstimator
 from colorflux_core.s3diff.model import S3Diff
 from colorflux_core.s3diff.modulated_lora import ModulatedLora, unet_stage, vae_stage
 from colorflux_core.s3diff.modulation import fourier_features
-from colorflux_core.s3diff.options import Restoration
+from colorflux_core.s3diff.options import ColorFix, Restoration
 from colorflux_core.s3diff.restorer import restore
 from colorflux_core.s3diff.sd_turbo import UNET, VAE, text_embeddings
-from colorflux_core.s3diff.tiling import blend, spans
+from colorflux_core.s3diff.tiling import blend, enlarged, spans, strips
 from tests import s3diff_models as tiny
 from tests import s3diff_reference as reference
 
@@ -100,8 +103,7 @@ def test_the_networks_are_the_public_codes(model: S3Diff, count: int) -> None:
         reference.hook(network, weights, kind, matrices)
     pixels, z = 2 * photos(count, 64, 64) - 1, torch.randn(count, 4, 8, 8)
     prompts = torch.randn(count, 77, 24)
-    with torch.no_grad():
-        model.adapt(degrees)
+    with torch.no_grad(), model.adapted(degrees):
         for ours, theirs in (
             (model.unet(z, 999, prompts).sample, unet(z, 999, prompts).sample),
             (model.vae.encode(pixels).latent_dist.mean, vae.encode(pixels).latent_dist.mean),
@@ -128,7 +130,7 @@ def test_each_kind_of_layer_and_stage_has_its_lora(model: S3Diff) -> None:
     assert {vae_stage(name) for name in names} == set(range(6))
 
 
-def test_the_lora_is_off_until_it_is_modulated(model: S3Diff) -> None:
+def test_the_lora_is_on_while_it_is_modulated(model: S3Diff) -> None:
     _, vae = tiny.tiny_networks()
     z = torch.randn(1, 4, 8, 8)
     pixels = 2 * photos(1, 64, 64) - 1
@@ -136,8 +138,9 @@ def test_the_lora_is_off_until_it_is_modulated(model: S3Diff) -> None:
         assert torch.equal(model.vae.decode(z).sample, vae.decode(z).sample)
         plain = vae.encode(pixels).latent_dist.mean
         assert torch.equal(model.vae.encode(pixels).latent_dist.mean, plain)
-        model.adapt(DEGREES[:1])
-        assert not torch.allclose(model.vae.encode(pixels).latent_dist.mean, plain)
+        with model.adapted(DEGREES[:1]):
+            assert not torch.allclose(model.vae.encode(pixels).latent_dist.mean, plain)
+        assert torch.equal(model.vae.encode(pixels).latent_dist.mean, plain)
 
 
 def test_sd_turbo_has_as_many_tensors_as_published() -> None:
@@ -159,7 +162,7 @@ def test_sd_turbo_has_as_many_tensors_as_published() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (30, 97), (121, 64), (128, 128)])
-@pytest.mark.parametrize("tile", [32, 47])
+@pytest.mark.parametrize("tile", [32, 46])
 def test_de_net_in_tiles_is_exact(height: int, width: int, tile: int) -> None:
     estimator = DegradationEstimator(width=4).double()
     rgb = photos(2, height, width).double()
@@ -172,28 +175,29 @@ def test_de_net_in_tiles_is_exact(height: int, width: int, tile: int) -> None:
         )
 
 
-@pytest.mark.parametrize("length", [1, 7, 8, 9, 20, 33])
-@pytest.mark.parametrize("overlap", [0, 3])
-def test_spans_cover_all(length: int, overlap: int) -> None:
-    parts = spans(length, 8, overlap)
-    assert parts[0].start == 0 and parts[-1].stop == length
-    for one, other in itertools.pairwise(parts):
-        assert one.stop - other.start >= overlap
-        assert other.start > one.start and other.stop > one.stop
-    if overlap:
-        assert {part.stop - part.start for part in parts} == {min(8, length)}
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 20, 33])
+def test_spans_and_strips_cover_all(length: int) -> None:
+    overlapping, disjoint = spans(length, 8, 3), strips(length, 8)
+    for parts in (overlapping, disjoint):
+        assert parts[0].start == 0 and parts[-1].stop == length
+    for one, other in itertools.pairwise(overlapping):
+        assert one.stop - other.start >= 3
+        assert other.start > one.start
+    assert {part.stop - part.start for part in overlapping} == {min(8, length)}
+    for one, other in itertools.pairwise(disjoint):
+        assert one.stop == other.start == one.start + 8
 
 
 @pytest.mark.parametrize("size", [(5, 5), (20, 33), (8, 41)])
-@pytest.mark.parametrize("factor", [1, 4])
-def test_blending_tiles_of_a_picture_gives_the_picture(size: tuple[int, int], factor: int) -> None:
-    picture = torch.rand(2, 3, *(factor * side for side in size))
+@pytest.mark.parametrize("unit", [1, 4])
+def test_blending_tiles_of_a_picture_gives_the_picture(size: tuple[int, int], unit: int) -> None:
+    picture = torch.rand(2, 3, *(unit * side for side in size))
 
     def cut(rows: slice, columns: slice) -> Tensor:
-        rows, columns = (slice(factor * s.start, factor * s.stop) for s in (rows, columns))
-        return picture[..., rows, columns]
+        return picture[..., enlarged(rows, unit), enlarged(columns, unit)]
 
-    blended = blend(torch.empty(picture.shape), 8, 3, cut, factor)
+    rows, columns = (spans(side, 8, 3) for side in size)
+    blended = blend(torch.empty(picture.shape), rows, columns, unit, cut)
     torch.testing.assert_close(blended, picture, rtol=0, atol=1e-6)
 
 
@@ -204,12 +208,68 @@ def test_one_tile_is_no_tile(model: S3Diff) -> None:
     )
 
 
-def test_tiles_leave_no_seam_on_a_flat_field(model: S3Diff) -> None:
-    gray = torch.full((1, 3, 500, 640), 0.5)
-    restored = restore(model, gray, Restoration(tile=256, seed=None, gray=True))
-    inner = restored[..., 64:-64, 64:-64]
-    for dim in (-1, -2):
-        assert inner.diff(dim=dim).abs().max() < 1 / 255
+@pytest.fixture
+def calm(model: S3Diff) -> S3Diff:
+    """The same model with weaker LoRA, residual branches and estimate of the noise: random ones
+    at full strength make a wild texture of every field, in which no seam could be told."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if re.search(r"\.(lora_B|conv2|to_out\.0|ff\.net\.2|proj_out)\b", name):
+                parameter.mul_(0.1)
+            if re.search(r"unet\.conv_out\.(base_layer|lora_B)", name):
+                parameter.mul_(0.001)
+    model.de_net = DegradationEstimator(width=4)
+    return model
+
+
+def test_tiles_of_the_networks_are_what_they_are_in_the_whole(calm: S3Diff) -> None:
+    """Within 6 % in their middle: normalization and attention see less of the picture. A tile that
+    does not begin at a multiple of 64 pixels is sampled elsewhere, and off by far more."""
+    generator = torch.Generator().manual_seed(0)
+    pixels, z = photos(1, 512, 512), torch.randn(1, 4, 64, 64, generator=generator)
+
+    def error(network: Callable[[Tensor], Tensor], x: Tensor, start: int, side: int) -> float:
+        whole = network(x)
+        factor = whole.shape[-1] / x.shape[-1]
+        tile = network(x[..., start : start + side, start : start + side])
+        first, middle = int(factor * start), slice(tile.shape[-1] // 4, -tile.shape[-1] // 4)
+        place = slice(first, first + tile.shape[-1])
+        whole, tile = whole[..., place, place][..., middle, middle], tile[..., middle, middle]
+        return float((tile - whole).square().mean().sqrt() / whole.std())
+
+    def noise(z: Tensor) -> Tensor:
+        return calm.unet(z, 999, calm.prompts[:1]).sample
+
+    with torch.no_grad(), calm.adapted(DEGREES[:1]):
+        assert error(lambda x: calm.encode(x)[0], pixels, 128, 256) < 0.06
+        assert error(noise, z, 16, 32) < 0.06
+        assert error(noise, z, 17, 32) > 0.2
+        assert error(calm.decode, z, 16, 32) < 0.06
+
+
+def largest_step(picture: Tensor) -> float:
+    return max(float(picture.diff(dim=dim).abs().max()) for dim in (-1, -2))
+
+
+def test_tiles_leave_no_seam_on_a_flat_field(calm: S3Diff, monkeypatch: pytest.MonkeyPatch) -> None:
+    gray = torch.full((1, 3, 512, 768), 0.5)
+    options = Restoration(tile=256, seed=None, color_fix="none")
+    inner = (..., slice(64, -64), slice(64, -64))
+    assert largest_step(restore(calm, gray, options)[inner]) < 1 / 255
+    # Nor would a narrower overlap or none do.
+    for narrower in (lambda length, size, _: spans(length, size, 1), lambda *of: strips(*of[:2])):
+        monkeypatch.setattr(restorer, "spans", narrower)
+        assert largest_step(restore(calm, gray, options)[inner]) > 5 / 255
+
+
+@pytest.mark.parametrize("tile", range(4, 14))
+def test_tiles_of_other_brightness_leave_no_seam(tile: int) -> None:
+    parts = spans(20, tile, -(-tile // 3))
+
+    def field(rows: slice, columns: slice) -> Tensor:
+        return torch.tensor(15 / 255 if (parts.index(rows) + parts.index(columns)) % 2 else 0.0)
+
+    assert largest_step(blend(torch.empty(1, 1, 1280, 1280), parts, parts, 64, field)) < 1 / 255
 
 
 def test_a_batch_gives_each_photo_what_it_gets_alone(model: S3Diff) -> None:
@@ -241,7 +301,7 @@ def test_all_depths_are_one_photo(model: S3Diff) -> None:
 def test_seed_mode_gray_and_progress(model: S3Diff) -> None:
     rgb, told = photos(1, 300, 90), []
     one = restore(model, rgb, Restoration(tile=256), lambda *done: told.append(done))
-    assert told == [(i + 1, 6) for i in range(6)]
+    assert told == [(i + 1, 8) for i in range(8)]
     assert torch.equal(one, restore(model, rgb, Restoration(tile=256)))
     assert not torch.equal(one, restore(model, rgb, Restoration(tile=256, seed=1)))
     mode = restore(model, rgb, Restoration(seed=None))
@@ -279,7 +339,8 @@ def test_color_fixes_are_the_public_codes(height: int, width: int) -> None:
 
     (mean, spread), (target_mean, target_spread) = statistics(restored), statistics(original)
     adain = ((restored - mean) / spread * target_spread + target_mean).clamp(0, 1)
-    for method, theirs in (("wavelet", wavelet), ("adain", adain), ("none", restored)):
+    by_method: dict[ColorFix, Tensor] = {"wavelet": wavelet, "adain": adain, "none": restored}
+    for method, theirs in by_method.items():
         ours = fix_colors(restored.clone(), lambda rows: original[..., rows, :], method)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 

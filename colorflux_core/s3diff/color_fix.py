@@ -8,63 +8,81 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..color import luminance
 from .options import ColorFix
-from .tiling import spans
+from .tiling import strips
 
 LEVELS = 5
 HALO = 2**LEVELS - 1
 """Pixels that the coarsest wavelet level sees to each side."""
 
-STRIP_ROWS = 256
+STRIP_PIXELS = 2**20
 
 Strip = Callable[[slice], Tensor]
-"""These rows of a picture, (..., 3, rows, W)."""
+"""These rows of a picture, (N, 3, rows, W)."""
 
 
 def fix_colors(restored: Tensor, original: Strip, method: ColorFix) -> Tensor:
-    """Give ``restored`` (..., 3, H, W), in place, the colors of an original of the same size.
+    """Give ``restored`` (N, 3, H, W), in place, the colors of an original of the same size.
 
     "wavelet" takes all that is coarser than 32 pixels from the original, "adain" only each
     channel's mean and spread, "none" nothing.
     """
-    height = restored.shape[-2]
     if method == "adain":
         _same_statistics(restored, original)
     elif method == "wavelet":
-        above = restored[..., :0, :]
-        for rows in spans(height, STRIP_ROWS):
-            wide = slice(max(rows.start - HALO, 0), min(rows.stop + HALO, height))
-            # What lies above has been given its colors already: keep it as it was.
-            strip = torch.cat([above, restored[..., rows.start : wide.stop, :]], dim=-2)
-            above = strip[..., : rows.stop - wide.start, :][..., -HALO:, :].clone()
-            inner = slice(rows.start - wide.start, rows.stop - wide.start)
-            coarse = _coarse(original(wide) - strip)[..., inner, :]
-            restored[..., rows, :] += coarse
+        _same_coarse_part(restored, original)
     return restored.clamp_(0, 1)
+
+
+def make_gray(rgb: Tensor) -> Tensor:
+    """Replace (N, 3, H, W), in place, by its luma in three equal channels."""
+    for rows in _strips(rgb):
+        rgb[..., rows, :] = luminance(rgb[..., rows, :])
+    return rgb
+
+
+def _strips(picture: Tensor) -> list[slice]:
+    """Rows of about as many pixels whatever the picture's width, and never fewer than the halo."""
+    height, width = picture.shape[-2:]
+    return strips(height, max(STRIP_PIXELS // width - 2 * HALO, HALO))
+
+
+def _same_coarse_part(restored: Tensor, original: Strip) -> None:
+    above, change = slice(0, 0), restored[..., :0, :]
+    for rows in _strips(restored):
+        wide = slice(max(rows.start - HALO, 0), min(rows.stop + HALO, restored.shape[-2]))
+        inner = slice(rows.start - wide.start, rows.stop - wide.start)
+        next_change = _coarse(original(wide) - restored[..., wide, :])[..., inner, :]
+        # The strip above was still needed as it was.
+        restored[..., above, :] += change
+        above, change = rows, next_change
+    restored[..., above, :] += change
 
 
 def _coarse(image: Tensor) -> Tensor:
     """All that is left after five levels of the a trous wavelet's smoothing."""
-    kernel = image.new_tensor([0.25, 0.5, 0.25])
-    channels = image.flatten(0, -3)[:, None]
-    for level in range(LEVELS):
-        step = 2**level
-        padded = F.pad(channels, (step, step, step, step), mode="replicate")
-        rows = F.conv2d(padded, kernel.view(1, 1, 3, 1), dilation=(step, 1))
-        channels = F.conv2d(rows, kernel.view(1, 1, 1, 3), dilation=(1, step))
-    return channels.reshape(image.shape)
+    for step in (2**level for level in range(LEVELS)):
+        for dim, margins in ((-2, (0, 0, step, step)), (-1, (step, step, 0, 0))):
+            padded = F.pad(image, margins, mode="replicate")
+            before, here, after = (
+                padded.narrow(dim, start, image.shape[dim]) for start in (0, step, 2 * step)
+            )
+            image = (before + after).mul_(0.25).add_(here, alpha=0.5)
+    return image
 
 
 def _same_statistics(restored: Tensor, original: Strip) -> None:
-    mean, spread = _moments(lambda rows: restored[..., rows, :], restored.shape[-2])
-    target_mean, target_spread = _moments(original, restored.shape[-2])
+    parts = _strips(restored)
+    mean, spread = _moments(lambda rows: restored[..., rows, :], parts)
+    target_mean, target_spread = _moments(original, parts)
     restored.sub_(mean).mul_(target_spread / spread).add_(target_mean)
 
 
-def _moments(picture: Strip, height: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, (..., 3, 1, 1)."""
+def _moments(picture: Strip, parts: list[slice]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, (N, 3, 1, 1)."""
     count, total, squares = 0, torch.tensor(0.0), torch.tensor(0.0)
-    for rows in spans(height, STRIP_ROWS):
+    for rows in parts:
         strip = picture(rows).double()
         count += strip.shape[-2] * strip.shape[-1]
         total = total + strip.sum(dim=(-2, -1), keepdim=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..color import unit_range
-from .tiling import spans
+from .tiling import strips
 
 HALO = 24
 """Pixels, an even number of them: no feature sees farther than 22."""
@@ -22,7 +24,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.conv1(x)))
+        return x + self.conv2(F.relu(self.conv1(x), inplace=True))
 
 
 class DegradationEstimator(nn.Module):
@@ -44,22 +46,25 @@ class DegradationEstimator(nn.Module):
             for _ in range(towers)
         )
 
-    def forward(self, rgb: Tensor, tile: int = 512) -> Tensor:
+    def forward(
+        self, rgb: Tensor, tile: int = 512, on_tile: Callable[[], None] = lambda: None
+    ) -> Tensor:
         """Degrees of blur and noise (B, 2) in [0, 1] of pictures (B, 3, H, W) of any depth.
 
-        The towers end in a mean over the picture, so it is looked at in tiles of ``tile`` pixels
-        (rounded up to an even number), each with enough around it that the sum of the features is
-        that of the whole picture.
+        The towers end in a mean over the picture, so it is looked at in tiles of ``tile`` pixels,
+        an even number of them, each with enough around it that the sum of the features is that of
+        the whole picture. ``on_tile`` is called after each.
         """
         height, width = rgb.shape[-2:]
         parameter = next(self.parameters())
         sums = [parameter.new_zeros(len(rgb), 2 * len(parameter)) for _ in self.body]
-        for rows in spans(height, tile + tile % 2):
-            for columns in spans(width, tile + tile % 2):
+        for rows in strips(height, tile):
+            for columns in strips(width, tile):
                 seen = unit_range(rgb[..., _wider(rows), _wider(columns)]).to(parameter)
                 inner = (..., _half(rows), _half(columns))
                 for tower, (first, body) in enumerate(zip(self.conv_first, self.body, strict=True)):
                     sums[tower] += body(first(seen))[inner].sum(dim=(-2, -1))
+                on_tile()
         cells = -(-height // 2) * -(-width // 2)
         degrees = [head(total / cells) for head, total in zip(self.fc_degree, sums, strict=True)]
         return torch.cat(degrees, dim=-1)

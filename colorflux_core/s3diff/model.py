@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
@@ -63,11 +66,20 @@ class S3Diff(nn.Module):
             if ".lora_" in key or key.startswith(own)
         }
 
-    def adapt(self, degrees: Tensor) -> None:
-        """Modulate all LoRA layers for pictures of these degrees of blur and noise, (N, 2)."""
-        fourier = fourier_features(degrees.float(), self.frequencies.float())
+    @contextmanager
+    def adapted(self, degrees: Tensor) -> Iterator[None]:
+        """All LoRA layers modulated for pictures of these degrees of blur and noise, (N, 2).
+
+        Before and after, the networks are SD-Turbo's, without a LoRA.
+        """
+        fourier = fourier_features(degrees, self.frequencies)
         modulate(self.unet, self.unet_modulator(fourier), unet_stage)
         modulate(self.vae, self.vae_modulator(fourier), vae_stage)
+        try:
+            yield
+        finally:
+            modulate(self.unet, None, unet_stage)
+            modulate(self.vae, None, vae_stage)
 
     def encode(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the scaled latents (N, 4, h, w) of ``rgb`` in [0, 1]."""

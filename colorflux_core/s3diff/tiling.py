@@ -1,8 +1,8 @@
-"""Large pictures in tiles that blend into each other without a seam."""
+"""Large pictures piece by piece: strips side by side, and tiles that blend without a seam."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,52 +14,62 @@ Work = Callable[[slice, slice], Tensor]
 """What is made of a tile, given its rows and columns."""
 
 
-def spans(length: int, tile: int, overlap: int = 0) -> list[slice]:
-    """Spans that cover ``length``, all of size ``tile``, or of ``length`` if that is shorter.
+def strips(length: int, size: int) -> list[slice]:
+    """Spans of ``size`` one after another, the last of what is left."""
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
-    Neighbours share at least ``overlap``. Without one they share nothing, and the last is shorter.
+
+def spans(length: int, size: int, overlap: int) -> list[slice]:
+    """Spans of ``size`` that cover ``length``, ``overlap`` shared by neighbours, more by the last.
+
+    A length below ``size`` is one span.
     """
-    if overlap == 0:
-        return [slice(start, min(start + tile, length)) for start in range(0, length, tile)]
-    last = max(length - tile, 0)
-    starts = [*range(0, last, tile - overlap), last]
-    return [slice(start, min(start + tile, length)) for start in starts]
+    last = max(length - size, 0)
+    starts = [*range(0, last, size - overlap), last]
+    return [slice(start, min(start + size, length)) for start in starts]
 
 
-def blend(out: Tensor, tile: int, overlap: int, work: Work, factor: int = 1) -> Tensor:
+def blend(
+    out: Tensor,
+    rows: Sequence[slice],
+    columns: Sequence[slice],
+    unit: int,
+    work: Work,
+    on_tile: Callable[[], None] = lambda: None,
+) -> Tensor:
     """Fill ``out`` (..., H, W) with what ``work`` makes of its tiles; the weights sum to 1.
 
     Args:
         out: Where the result goes.
-        tile: Side of a tile, before ``work`` makes it ``factor`` times larger.
-        overlap: What neighbours share at least, likewise.
-        work: The tile's result, given its rows and columns in what is cut.
-        factor: How much larger ``out`` is than what is cut.
+        rows: Those of the tiles, all as many, in units.
+        columns: Likewise.
+        unit: How many rows or columns of ``out`` a unit is.
+        work: The tile's result, given its rows and columns in units.
+        on_tile: Called after each tile.
     """
     out.zero_()
-    height, width = (side // factor for side in out.shape[-2:])
-    down, across = _profiles(height, tile, overlap, factor), _profiles(width, tile, overlap, factor)
-    for rows, row_weights in zip(spans(height, tile, overlap), down, strict=True):
-        for columns, column_weights in zip(spans(width, tile, overlap), across, strict=True):
-            part = work(rows, columns)
+    down, across = _weights(rows, unit), _weights(columns, unit)
+    for height, row_weights in zip(rows, down, strict=True):
+        for width, column_weights in zip(columns, across, strict=True):
+            part = work(height, width)
             weights = (row_weights[:, None] * column_weights).to(part.device)
-            place = out[..., enlarged(rows, factor), enlarged(columns, factor)]
+            place = out[..., enlarged(height, unit), enlarged(width, unit)]
             place += (part * weights).to(place)
+            on_tile()
     return out
 
 
-def _profiles(length: int, tile: int, overlap: int, factor: int) -> list[Tensor]:
-    """The weights of each span along one side, Gaussian, summing to 1 where spans overlap."""
-    parts = [enlarged(span, factor) for span in spans(length, tile, overlap)]
-    side = parts[0].stop - parts[0].start
-    position = (torch.arange(side) + 0.5) / side - 0.5
+def _weights(parts: Sequence[slice], unit: int) -> list[Tensor]:
+    """Of each span along one side: Gaussian, and summing to 1 where spans overlap."""
+    size = unit * (parts[0].stop - parts[0].start)
+    position = (torch.arange(size) + 0.5) / size - 0.5
     gaussian = torch.exp(-(position**2) / (2 * GAUSSIAN_VARIANCE))
-    total = torch.zeros(factor * length)
+    total = torch.zeros(unit * parts[-1].stop)
     for part in parts:
-        total[part] += gaussian
-    return [gaussian / total[part] for part in parts]
+        total[enlarged(part, unit)] += gaussian
+    return [gaussian / total[enlarged(part, unit)] for part in parts]
 
 
-def enlarged(span: slice, factor: int) -> slice:
-    """The same span where everything is ``factor`` times larger."""
-    return slice(factor * span.start, factor * span.stop)
+def enlarged(span: slice, unit: int) -> slice:
+    """The same span where a unit of it is that many."""
+    return slice(unit * span.start, unit * span.stop)
