@@ -143,8 +143,9 @@ def parser() -> argparse.ArgumentParser:
     first.add_argument(
         "--restore-tile",
         type=int,
+        default=Restoration.tile,
         metavar="N",
-        help=f"side of its tiles in pixels ({Restoration.tile}); smaller ones take less memory",
+        help="side of its tiles in pixels (%(default)s); smaller ones take less memory",
     )
 
     model = p.add_argument_group(
@@ -190,8 +191,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.has_parts = has_parts
     if (args.restore is None) != (args.sd_turbo is None):
         p.error("--restore and --sd-turbo go together: S3Diff is an addition to SD-Turbo")
-    if args.restore_tile is not None and args.restore is None:
-        p.error("--restore-tile is of no use without --restore")
     return args
 
 
@@ -200,7 +199,7 @@ def _colorize(args: argparse.Namespace) -> int:
 
     # For their limits, before a model is loaded.
     with_flags(Settings(), args)
-    cleaning = Restoration(gray=True, tile=args.restore_tile or Restoration.tile)
+    cleaning = Restoration(gray=True, tile=args.restore_tile)
 
     def load(max_megapixels: float) -> Task:
         quiet_libraries()

@@ -320,9 +320,9 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
 def save_photo(path: str | Path, rgb: Tensor, like: Photo | None = None) -> None:
     """Write an sRGB photo (3, H, W) in [0, 1] in the format that the suffix of the path names.
 
-    With ``like``, the photo it was made from, its EXIF block and resolution are kept, and its 16
-    bits where the format can hold them (PNG, TIFF). JPEG is written at quality 95, 4:4:4. The file
-    appears whole or not at all; one that was there before stays until then.
+    With ``like``, the photo it was made from, its EXIF block and its size on paper are kept, and
+    its 16 bits where the format can hold them (PNG, TIFF). JPEG is written at quality 95, 4:4:4.
+    The file appears whole or not at all; one that was there before stays until then.
 
     Raises:
         ColorFluxError: for a suffix that is not in ``PHOTO_SUFFIXES``, or when the file cannot be
@@ -339,7 +339,8 @@ def save_photo(path: str | Path, rgb: Tensor, like: Photo | None = None) -> None
     if like and like.exif:
         metadata["exif"] = like.exif
     if like and like.dpi:
-        metadata["dpi"] = like.dpi
+        growth = rgb.shape[-1] / like.size[1]
+        metadata["dpi"] = tuple(growth * resolution for resolution in like.dpi)
     with _replacing(path) as file:
         if like and like.bit_depth == 16 and file_format in ("PNG", "TIFF"):
             write = write_png if file_format == "PNG" else write_tiff

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
-from colorflux_core.batch import plan
+from colorflux_core.batch import Job, Report, Task, plan, run
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.photo import Photo
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +122,28 @@ def test_what_cannot_be_meant_is_refused(
     message = refusal(inputs, output, suffix)
     assert not [name for name in named if name not in message], message
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), ["memory", "--tile", "--device"]),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), ["memory", "--tile"]),
+        (MemoryError(), ["memory", "--tile"]),
+        (RuntimeError("a kernel failed\nat some place"), ["a kernel failed"]),
+    ],
+)
+def test_a_photo_that_fails_leaves_the_others_alone(error: Exception, named: list[str]) -> None:
+    photos("a.png", "b.png")
+
+    def work(photo: Photo, report: Report) -> Tensor:
+        if photo.path.name == "a.png":
+            raise error
+        return photo.rgb
+
+    jobs = [Job(Path(name), Path(f"{name}.png")) for name in ("a.png", "b.png")]
+    (failure,) = run(jobs, Task(work, "framed", "--tile"), quiet=True)
+    assert failure.startswith("a.png could not be framed: ")
+    assert not [name for name in named if name not in failure], failure
+    assert "\n" not in failure
+    assert [job.is_done for job in jobs] == [False, True]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import json
 import os
 import resource
@@ -10,14 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -32,7 +28,24 @@ from colorflux_core.command_line import FORMATS
 from colorflux_core.lora import add_lora
 from colorflux_core.photo import PHOTO_SUFFIXES, load_photo
 from colorflux_core.resize import Canvas
+from colorflux_core.s3diff.checkpoint import load_s3diff
+from colorflux_core.s3diff.options import Restoration
+from colorflux_core.s3diff.restorer import restore
 from colorflux_core.settings import Settings
+from tests import s3diff_models
+from tests.command_runs import (
+    Result,
+    Run,
+    files,
+    folder_of_scans,
+    interrupted,
+    many_scans,
+    refused,
+    result_of,
+    resumed,
+    scan,
+    wait_for_a_result,
+)
 from tests.nano_models import tiny_pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,42 +64,28 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def s3diff(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with S3Diff's checkpoint and SD-Turbo."""
+    folder = tmp_path_factory.mktemp("s3diff")
+    s3diff_models.save_sd_turbo(folder / "sd-turbo")
+    s3diff_models.save_converted(folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def scan(path: str, size: tuple[int, int] = (45, 30), mode: str = "L") -> Path:
-    """A gray gradient, or for RGB a picture with colors."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    width, height = size
-    ramp = np.add.outer(np.arange(height), np.arange(width)) * 255 // (width + height)
-    samples = ramp if mode == "L" else np.stack([ramp, 255 - ramp, np.full_like(ramp, 80)], -1)
-    Image.fromarray(samples.astype(np.uint8)).save(path)
-    return Path(path)
-
-
-def files(folder: str | Path) -> dict[str, bytes]:
-    """Everything under a folder, hidden files too."""
-    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-
-
-Run = Callable[..., tuple[int, list[str]]]
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], bundle: Path) -> Run:
     """Exit status and stderr's lines; with the tiny bundle unless the arguments name a model."""
 
-    def run(command: str, *more: str) -> tuple[int, list[str]]:
+    def run(command: str, *more: str) -> Result:
         model = [] if "--" in more else ["--bundle", str(bundle)]
-        capsys.readouterr()
-        try:
-            status = main([*command.split(), *(word for word in more if word != "--"), *model])
-        except SystemExit as exit:
-            status = int(exit.code or 0)
-        return status, capsys.readouterr().err.splitlines()
+        words = [*command.split(), *(word for word in more if word != "--"), *model]
+        return result_of(main, words, capsys)
 
     return run
 
@@ -130,6 +129,34 @@ def test_a_reference_gives_the_visual_prompt(run: Run, bundle: Path) -> None:
     assert torch.equal(load_photo("b.png").pixels, (expected * 255).round().byte())
     run("a.png -o c.png")
     assert Path("c.png").read_bytes() != Path("b.png").read_bytes()
+
+
+def test_a_scan_is_restored_in_gray_first(run: Run, bundle: Path, s3diff: Path) -> None:
+    photo = load_photo(scan("a.png", (300, 64), "RGB"))
+    checkpoint, sd_turbo = s3diff / "s3diff.safetensors", s3diff / "sd-turbo"
+    flags = f"--restore {checkpoint} --sd-turbo {sd_turbo} --restore-tile 256"
+    status, lines = run(f"a.png -o b.png {flags}")
+    assert status == 0
+    assert lines[0].startswith("a.png -> b.png: 300x64, was in color")
+    how = Restoration(tile=256, gray=True)
+    restored = restore(load_s3diff(checkpoint, sd_turbo), photo.pixels[None], how)[0]
+    expected = colorize(load_bundle(bundle).pipeline, restored, SETTINGS)
+    assert torch.equal(load_photo("b.png").pixels, (expected * 255).round().byte())
+    run("a.png -o c.png")
+    assert Path("c.png").read_bytes() != Path("b.png").read_bytes()
+
+
+def test_tiles_and_then_steps_are_counted_on_a_terminal(
+    run: Run, s3diff: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan("a.png")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    flags = f"--restore {s3diff / 's3diff.safetensors'} --sd-turbo {s3diff / 'sd-turbo'}"
+    _, lines = run(f"a.png -o b.png {flags}")
+    told = "".join(lines)
+    places = [told.find(what) for what in ("tile 1 of 4", "tile 4 of 4", "step 1 of 2", "step 2")]
+    assert -1 not in places
+    assert places == sorted(places)
 
 
 @pytest.mark.skipif(not (EMBEDDED_NANO / "colorflux.json").is_file(), reason="no nano")
@@ -189,12 +216,6 @@ def test_every_format_offered_can_be_written() -> None:
 
 
 # Folder runs
-
-
-def folder_of_scans() -> None:
-    scan("in/a2.jpg", (40, 30))
-    scan("in/a10.png", (33, 47))
-    scan("in/sub/b.tif", (20, 60))
 
 
 def test_a_folder_with_bad_files_is_done_but_for_them(run: Run) -> None:
@@ -265,54 +286,9 @@ def test_quiet_is_silent_but_for_errors(run: Run) -> None:
 # Stopping and starting again
 
 
-SCANS = 8
-
-
-def many_scans() -> None:
-    for number in range(SCANS):
-        scan(f"in/{number}.png", (300, 200))
-
-
-def wait_for_a_result() -> None:
-    deadline = time.monotonic() + 60
-    while not any(Path("out").glob("[!.]*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
-def resumed(run: Run) -> None:
-    """A second run does the rest, and leaves what the first had done."""
-    done = files("out")
-    assert 0 < len(done) < SCANS
-    for name in done:
-        assert Image.open(f"out/{name}").size == (300, 200)
-    status, lines = run("in -o out")
-    assert status == 0
-    assert lines[0].startswith(f"{len(done)} of {SCANS} already there")
-    result = files("out")
-    assert result.keys() == files("in").keys()
-    assert done.items() <= result.items()
-
-
-@pytest.fixture
-def sigint_is_heard() -> Iterator[None]:
-    """Even in a test run that a shell has put into the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("sigint_is_heard")
 def test_ctrl_c_ends_in_one_line_and_can_be_resumed(run: Run) -> None:
-    many_scans()
-
-    def interrupt() -> None:
-        wait_for_a_result()
-        _thread.interrupt_main()
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    status, lines = run("in -o out")
-    thread.join()
+    many_scans((300, 200))
+    status, lines = interrupted(run, "in -o out")
     assert status == 130
     assert lines[-1].startswith("colorize: interrupted")
     assert all(line.startswith("in/") for line in lines[:-1])
@@ -326,7 +302,7 @@ def test_ctrl_c_ends_in_one_line_and_can_be_resumed(run: Run) -> None:
 def test_a_killed_run_says_little_and_can_be_resumed(
     run: Run, bundle: Path, sent: signal.Signals, status: int
 ) -> None:
-    many_scans()
+    many_scans((300, 200))
     command = ["-m", "colorflux_core.colorize", "in", "-o", "out", "--bundle", str(bundle)]
     with subprocess.Popen(
         [sys.executable, *command],
@@ -350,13 +326,6 @@ def test_a_killed_run_says_little_and_can_be_resumed(
 # Bad input: one line that says what and where, no result, no traceback
 
 
-def refused(result: tuple[int, list[str]], *named: str, status: int = 2) -> None:
-    assert result[0] == status
-    (line,) = result[1]
-    assert line.startswith("colorize: error: ")
-    assert not [name for name in named if name not in line], line
-
-
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -377,6 +346,10 @@ def refused(result: tuple[int, list[str]], *named: str, status: int = 2) -> None
         ("a.png -o b.png --format gif", ["--format", "gif"]),
         ("a.png -o b.png --control-mode 3", ["control_mode", "3"]),
         ("a.png -o b.png --lora x", ["--bundle", "parts"]),
+        ("a.png -o b.png --restore x", ["--sd-turbo"]),
+        ("a.png -o b.png --sd-turbo x", ["--restore"]),
+        ("a.png -o b.png --restore x --sd-turbo y --restore-tile 100", ["tile", "100", "64"]),
+        ("a.png -o b.png --restore x.safetensors --sd-turbo y", ["x.safetensors", "missing"]),
         ("nowhere.png -o b.png", ["nowhere.png", "does not exist"]),
         ("empty -o out", ["empty", "no photos"]),
         ("a.png -o b.png --reference nowhere.jpg", ["nowhere.jpg"]),
@@ -390,7 +363,7 @@ def test_arguments_that_cannot_be_used(run: Run, arguments: str, named: list[str
     Path("empty").mkdir()
     Path("proc").symlink_to("/proc")
     before = files("a.png"), files("empty")
-    refused(run(arguments), *named)
+    refused("colorize", run(arguments), *named)
     assert (files("a.png"), files("empty")) == before
     assert not Path("b.png").exists()
 
@@ -405,7 +378,7 @@ def test_arguments_that_cannot_be_used(run: Run, arguments: str, named: list[str
 )
 def test_models_that_are_not_there(run: Run, arguments: str, named: list[str]) -> None:
     scan("a.png")
-    refused(run(f"a.png -o b.png {arguments}", "--"), *named)
+    refused("colorize", run(f"a.png -o b.png {arguments}", "--"), *named)
 
 
 def without_vae(folder: Path) -> str:
@@ -440,7 +413,7 @@ def test_damaged_bundles(run: Run, bundle: Path, damage: Callable[[Path], str]) 
     scan("a.png")
     shutil.copytree(bundle, "damaged")
     named = damage(Path("damaged"))
-    refused(run("a.png -o b.png --bundle damaged", "--"), "damaged", named)
+    refused("colorize", run("a.png -o b.png --bundle damaged", "--"), "damaged", named)
     assert not Path("b.png").exists()
 
 
@@ -453,14 +426,14 @@ def test_one_bad_photo(run: Run, content: bytes | None, named: str) -> None:
     if content is None:
         content = scan("whole.png", (400, 300)).read_bytes()[:300]
     Path("a.png").write_bytes(content)
-    refused(run("a.png -o b.png"), "a.png", named, status=1)
+    refused("colorize", run("a.png -o b.png"), "a.png", named, status=1)
     assert not Path("b.png").exists()
 
 
 def test_a_scan_beyond_the_limit(run: Run) -> None:
     scan("a.png")
     result = run("a.png -o b.png --max-megapixels 0.001")
-    refused(result, "a.png", "45x30", "--max-megapixels", status=1)
+    refused("colorize", result, "a.png", "45x30", "--max-megapixels", status=1)
     assert run("a.png -o b.png --max-megapixels 0.002")[0] == 0
 
 

@@ -18,6 +18,7 @@ from .model import ALPHA, S3Diff
 from .sd_turbo import NEGATIVE, POSITIVE, load_networks, text_embeddings
 
 FORMAT, FORMAT_VERSION = "colorflux-s3diff", "1"
+SUFFIX = ".safetensors"
 
 LARGEST_RANK = 1024
 
@@ -84,13 +85,16 @@ def _read(path: Path) -> tuple[tuple[int, int], dict[str, Tensor]]:
     """The ranks and the weights."""
     if not path.is_file():
         raise ColorFluxError(f"The S3Diff checkpoint is missing: there is no {path}.")
+    not_converted = ColorFluxError(
+        f"{path} is no converted S3Diff: make it from the published s3diff.pkl with "
+        "python -m colorflux_core.s3diff.convert."
+    )
+    if path.suffix != SUFFIX:
+        raise not_converted
     with explained("S3Diff checkpoint", path), safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
-            raise ColorFluxError(
-                f"{path} is no converted S3Diff: make it from the published s3diff.pkl with "
-                "python -m colorflux_core.s3diff.convert."
-            )
+            raise not_converted
         if metadata.get("format_version") != FORMAT_VERSION:
             raise ColorFluxError(
                 f"{path} has format_version {metadata.get('format_version')}, and this ColorFLUX "

@@ -15,14 +15,13 @@ from torch import Tensor
 from ..command_line import DONE, Parser, exit_status
 from ..errors import ColorFluxError
 from ..weights import explained, require_finite, require_same_layout
-from .checkpoint import ranks, save_s3diff
+from .checkpoint import SUFFIX, ranks, save_s3diff
 from .model import S3Diff
 from .sd_turbo import UNET, VAE
 
 PROG = "s3diff.convert"
 SOURCE = "zhangap/S3Diff and DE-Net of ArcticHare105/S3Diff"
 LICENCE = "Apache-2.0"
-SUFFIX = ".safetensors"
 
 PARTS = {
     f"state_dict_{network}_{theirs}": f"{network}_modulator.{ours}."

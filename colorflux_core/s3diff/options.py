@@ -48,5 +48,7 @@ class Restoration:
             raise ColorFluxError(
                 f"tile is {self.tile}; set it to a multiple of {MULTIPLE} from {SMALLEST_TILE}."
             )
-        if self.guidance < 0:
+        if not self.guidance >= 0:
             raise ColorFluxError(f"guidance is {self.guidance}; set it to 0 or more.")
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise ColorFluxError(f"seed is {self.seed}; set it from 0 to {2**64 - 1}.")
