@@ -22,13 +22,15 @@ from .resize import Canvas
 Report = Callable[[str, int, int], None]
 """Told of what ("step", "tile") so many are done, and how many there are in all."""
 
+Work = Callable[[Photo, Report], Tensor]
+"""What becomes of a photo, (3, H, W) in [0, 1]."""
+
 
 @dataclass(frozen=True)
 class Task:
     """What is done to each photo, and what is said of it."""
 
-    work: Callable[[Photo, Report], Tensor]
-    """What becomes of a photo, (3, H, W) in [0, 1]."""
+    work: Work
 
     done: str
     """What the photo is then: "colorized" and the like."""

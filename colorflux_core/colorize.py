@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from .s3diff.options import Restoration
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .batch import Report, Task
+    from .batch import Report, Task, Work
     from .bundle import Bundle
     from .photo import Photo
     from .settings import Settings
@@ -43,7 +43,7 @@ examples:
     python -m colorflux_core.colorize scans -o colorized --dry-run
   with the colors of another picture:
     python -m colorflux_core.colorize beach.tif -o out --reference postcard.jpg
-  with the noise and the blur taken out first (see colorflux_core.restore for the two files):
+  with noise and blur taken out first; colorflux_core.restore --help tells of the two files:
     python -m colorflux_core.colorize scans -o colorized \\
       --restore s3diff.safetensors --sd-turbo sd_turbo.safetensors
   with FLUX.1-dev, on a GPU:
@@ -126,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     first = p.add_argument_group(
-        "how to clean the photo first", "With S3Diff, if these are given; it works in gray."
+        "how to clean the photo first", "S3Diff takes noise and blur from it, if it is given."
     )
     first.add_argument(
         "--restore",
@@ -210,13 +210,13 @@ def _colorize(args: argparse.Namespace) -> int:
         reference = None
         if args.reference is not None:
             reference = load_photo(args.reference, max_megapixels=max_megapixels).pixels
-        clean = _cleaner(args, cleaning)
+        cleaned = _cleaner(args, cleaning)
         bundle = _load(args)
         settings = with_flags(bundle.settings, args)
 
         def in_color(photo: Photo, report: Report) -> Tensor:
-            pixels = clean(photo.pixels, partial(report, "tile"))
-            return colorize(bundle.pipeline, pixels, settings, reference, partial(report, "step"))
+            pixels, on_step = cleaned(photo, report), partial(report, "step")
+            return colorize(bundle.pipeline, pixels, settings, reference, on_step)
 
         def remark(photo: Photo) -> str:
             return ", was in color, now colorized from gray" if tone_of(photo) == "color" else ""
@@ -227,22 +227,20 @@ def _colorize(args: argparse.Namespace) -> int:
     return work_through(PROG, args, load)
 
 
-def _cleaner(
-    args: argparse.Namespace, how: Restoration
-) -> Callable[[Tensor, Callable[[int, int], None]], Tensor]:
-    """What is done to a photo first: nothing, or S3Diff, on its device only while it works."""
+def _cleaner(args: argparse.Namespace, how: Restoration) -> Work:
+    """What a photo goes through first: nothing, or S3Diff, on the device only while it works."""
     if args.restore is None:
-        return lambda pixels, _: pixels
+        return lambda photo, _: photo.pixels
     from .s3diff.checkpoint import load_s3diff
     from .s3diff.restorer import restore
 
     device, dtype = device_and_dtype(args, RESTORE_ON_GPU)
     model = load_s3diff(args.restore, args.sd_turbo, dtype=dtype)
 
-    def cleaned(pixels: Tensor, on_tile: Callable[[int, int], None]) -> Tensor:
+    def cleaned(photo: Photo, report: Report) -> Tensor:
         model.to(device)
         try:
-            return restore(model, pixels[None], how, on_tile)[0]
+            return restore(model, photo.pixels[None], how, partial(report, "tile"))[0]
         finally:
             model.to("cpu")
 

@@ -30,8 +30,13 @@ PROG = "restore"
 ON_GPU = "float16"
 
 EXAMPLES = """\
+files, which their authors publish:
+  s3diff.pkl            huggingface.co/zhangap/S3Diff
+  de_net.pth            github.com/ArcticHare105/S3Diff, in assets/mm-realsr
+  sd_turbo.safetensors  huggingface.co/stabilityai/sd-turbo
+
 examples:
-  once, the published weights as one safetensors file:
+  once, the first two as one safetensors file:
     python -m colorflux_core.s3diff.convert s3diff.pkl de_net.pth -o s3diff.safetensors
   a folder and its subfolders; run it again to go on where it stopped:
     python -m colorflux_core.restore scans -o restored \\

@@ -111,16 +111,16 @@ def test_a_scan_keeps_what_its_file_knew(run: Run) -> None:
     picture = Image.open(scan("a.png", (60, 40), "RGB"))
     picture.save("in/a.jpg", exif=exif, dpi=(300, 300))
     ramp = torch.linspace(0, 1, 60).expand(3, 40, 60)
-    deep = torch.zeros(3, 40, 60, dtype=torch.uint16)
-    save_photo("in/b.tif", ramp, like=replace(load_photo("in/a.jpg"), pixels=deep))
+    sixteen_bits = torch.zeros(3, 40, 60, dtype=torch.uint16)
+    save_photo("in/b.tif", ramp, like=replace(load_photo("in/a.jpg"), pixels=sixteen_bits))
     assert run("in -o out --scale 2")[0] == 0
     with Image.open("out/a.jpg") as after:
         assert (after.size, after.format) == ((120, 80), "JPEG")
         assert after.getexif()[ExifTags.Base.Artist] == "grandfather"
         assert after.info["dpi"] == (600, 600)
-    after = load_photo("out/b.tif")
-    assert (after.size, after.bit_depth, after.dpi) == ((80, 120), 16, (600, 600))
-    assert len(after.pixels.to(torch.int32).unique()) > 256
+    deep = load_photo("out/b.tif")
+    assert (deep.size, deep.bit_depth, deep.dpi) == ((80, 120), 16, (600, 600))
+    assert len(deep.pixels.to(torch.int32).unique()) > 256
 
 
 def test_half_precision_is_close(run: Run) -> None:
