@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,16 @@ def test_the_file_says_what_it_is() -> None:
         "licence": "Apache-2.0",
     }
     assert Path("out/s3diff.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_tensors_may_share_memory() -> None:
+    published = torch.load("s3diff.pkl", weights_only=True)
+    bias = published["state_dict_vae_de_mlp"]["0.bias"]
+    published["state_dict_unet_de_mlp"]["0.bias"] = bias
+    torch.save(published, "s3diff.pkl")
+    state = converted()
+    for network in ("vae", "unet"):
+        assert torch.equal(state[f"{network}_modulator.de_mlp.0.bias"], bias)
 
 
 # What is not the published checkpoint
@@ -243,6 +254,21 @@ XL = {
 @pytest.mark.parametrize("other", [STABLE_DIFFUSION_1, XL])
 def test_weights_for_another_stable_diffusion(other: dict[str, Any]) -> None:
     refusal("s3diff.pkl", "unet.", unet={**tiny.UNET, **other})
+
+
+def test_a_full_disk_leaves_nothing_half_written() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        refusal("out/s3diff.safetensors cannot be written")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("output", ["folder.safetensors", "s3diff.pkl/s.safetensors"])
+def test_places_that_cannot_be_written(output: str) -> None:
+    Path("folder.safetensors").mkdir()
+    refusal(output, "cannot be written", output=output)
 
 
 # The command

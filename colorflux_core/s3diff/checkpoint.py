@@ -21,6 +21,7 @@ FORMAT, FORMAT_VERSION = "colorflux-s3diff", "1"
 SUFFIX = ".safetensors"
 
 LARGEST_RANK = 1024
+"""Beyond it, a rank is a mistake."""
 
 
 def load_s3diff(
@@ -69,13 +70,17 @@ def ranks(recorded: Mapping[str, Any]) -> tuple[int, int]:
 
 def save_s3diff(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a checkpoint, whole or not at all. Raises ColorFluxError when it cannot be written."""
+    # Copies, since safetensors writes no tensors that share memory.
+    whole = {
+        key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()
+    }
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "alpha": str(ALPHA), **metadata}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=".") as folder:
             complete = Path(folder) / path.name
-            save_file({k: t.contiguous() for k, t in state.items()}, complete, metadata=header)
-            complete.chmod(0o644)
+            save_file(whole, complete, metadata=header)
+            complete.chmod(0o644)  # safetensors keeps it to its owner
             complete.replace(path)
     except (OSError, SafetensorError) as error:
         raise ColorFluxError(f"{path} cannot be written: {error}") from error

@@ -23,15 +23,13 @@ PROG = "s3diff.convert"
 SOURCE = "zhangap/S3Diff and DE-Net of ArcticHare105/S3Diff"
 LICENCE = "Apache-2.0"
 
+NETWORKS = ("vae", "unet")
 PARTS = {
-    f"state_dict_{network}_{theirs}": f"{network}_modulator.{ours}."
-    for network in ("vae", "unet")
-    for theirs, ours in (
-        ("de_mlp", "de_mlp"),
-        ("block_mlp", "block_mlp"),
-        ("fuse_mlp", "fuse_mlp"),
-        ("block", "block_embeddings"),
-    )
+    f"state_dict_{network}_{part}": f"{network}_modulator.{part}."
+    for network in NETWORKS
+    for part in ("de_mlp", "block_mlp", "fuse_mlp")
+} | {
+    f"state_dict_{network}_block": f"{network}_modulator.block_embeddings." for network in NETWORKS
 }
 
 EXIT_STATUS = """\
