@@ -18,6 +18,7 @@ S3DiffType = io.Custom("COLORFLUX_S3DIFF")
 def add_s3diff_folder() -> None:
     """Tell ComfyUI of models/s3diff; extra_model_paths.yaml can name more for ``s3diff``."""
     folder_paths.add_model_folder_path(KIND, str(Path(folder_paths.models_dir, KIND)))
+    # Without one, the published pickles would be listed, too.
     _, suffixes = folder_paths.folder_names_and_paths[KIND]
     suffixes.add(".safetensors")
 
@@ -25,8 +26,8 @@ def add_s3diff_folder() -> None:
 class LoadS3Diff(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        # Where there is no file yet, the name of the one that belongs there: what is missing is
-        # then said when the node runs, and not that an input is.
+        # An empty folder offers the file that belongs there, and running says where to get it.
+        # Without any option, ComfyUI would say no more than that an input is missing.
         return schema(
             node_id="ColorFlux_LoadS3Diff",
             display_name="Load S3Diff",
