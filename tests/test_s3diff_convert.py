@@ -209,6 +209,18 @@ def test_damaged_checkpoints(damage: Callable[[dict[str, Any]], str]) -> None:
     refusal("s3diff.pkl", named)
 
 
+def test_a_damaged_de_net() -> None:
+    whole = tiny.published_de_net()
+    key = "body.0.6.weight"
+    for damaged, named in (
+        ({**whole, key: whole[key] * torch.nan}, f"NaN or infinite values in de_net.{key}"),
+        ({**whole, key: whole[key][:1]}, f"wrong shape at de_net.{key}"),
+        ({**whole, "extra": whole[key]}, "unknown de_net.extra"),
+    ):
+        torch.save(damaged, "de_net.pth")
+        refusal("de_net.pth", named)
+
+
 @pytest.mark.parametrize("value", [[1, 2], torch.zeros(3), {}, {"a": torch.zeros(3)}])
 @pytest.mark.parametrize("name", ["s3diff.pkl", "de_net.pth"])
 def test_other_pickles(value: Any, name: str) -> None:
