@@ -20,6 +20,7 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
 )
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, SiglipVisionConfig, SiglipVisionModel
@@ -85,8 +86,10 @@ SIGLIP_PREPROCESSING = {"size": {"height": 384, "width": 384}}
 """A direct squash; mean and standard deviation are 0.5, the processor's own."""
 
 
-def load_model(name: str, path: Path, dtype: torch.dtype) -> ModelMixin | PreTrainedModel:
-    """One of ``MODELS`` in ``dtype`` on the CPU.
+def load_model(
+    name: str, path: Path, dtype: torch.dtype, weights: bool = True
+) -> ModelMixin | PreTrainedModel:
+    """One of ``MODELS`` in ``dtype`` on the CPU; without ``weights``, its shape on the meta device.
 
     ``path`` is its diffusers folder, a pipeline folder that has it, or a single file: Redux, SigLIP
     with ``vision_model.`` keys, the ControlNet with diffusers' keys, and the transformer and the
@@ -95,28 +98,33 @@ def load_model(name: str, path: Path, dtype: torch.dtype) -> ModelMixin | PreTra
     Raises:
         ColorFluxError: when the part is missing, cannot be read, does not fit or is not finite.
     """
-    path = _existing(name, path)
+    path = part_path(name, path)
     with explained(name, path):
-        model = _from_file(name, path, dtype) if path.is_file() else _from_folder(name, path, dtype)
-    require_finite(path, model.state_dict())
+        if path.is_file():
+            model = _from_file(name, path, dtype, weights)
+        else:
+            model = (_from_folder if weights else _skeleton)(name, path, dtype)
+    if weights:
+        require_finite(path, model.state_dict())
     return model.eval()
 
 
 def load_feature_extractor(path: Path) -> SiglipImageProcessor:
     """The vision tower's preprocessing. Raises ColorFluxError as :func:`load_model`."""
-    path = _existing("feature_extractor", path)
+    path = part_path("feature_extractor", path)
     with explained("feature_extractor", path):
         return SiglipImageProcessor.from_pretrained(path, local_files_only=True)
 
 
 def load_scheduler(path: Path) -> FlowMatchEulerDiscreteScheduler:
     """The Euler scheduler. Raises ColorFluxError as :func:`load_model`."""
-    path = _existing("scheduler", path)
+    path = part_path("scheduler", path)
     with explained("scheduler", path):
         return FlowMatchEulerDiscreteScheduler.from_pretrained(path, local_files_only=True)
 
 
-def _existing(name: str, path: Path) -> Path:
+def part_path(name: str, path: Path) -> Path:
+    """Where a part is, by its own path or a pipeline folder's. Raises ColorFluxError if nowhere."""
     path = path / name if (path / name).is_dir() else path
     if not path.exists():
         raise ColorFluxError(f"The {name} is missing: there is no {path}.")
@@ -124,16 +132,9 @@ def _existing(name: str, path: Path) -> Path:
 
 
 def _from_folder(name: str, path: Path, dtype: torch.dtype) -> ModelMixin | PreTrainedModel:
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     options: dict[str, Any] = {"ignore_mismatched_sizes": True, "output_loading_info": True}
     if name == "image_encoder":
-        tower = VISION_TOWERS.get(config["model_type"])
-        if tower is None:
-            raise ColorFluxError(
-                f"{path} holds a {config['model_type']}; the vision tower must be "
-                f"{' or '.join(VISION_TOWERS)}."
-            )
-        model, info = tower.from_pretrained(
+        model, info = _tower(path, _config(path)).from_pretrained(
             path, local_files_only=True, use_safetensors=True, **options
         )
         model = model.to(dtype)
@@ -145,13 +146,45 @@ def _from_folder(name: str, path: Path, dtype: torch.dtype) -> ModelMixin | PreT
     return model
 
 
-def _from_file(name: str, path: Path, dtype: torch.dtype) -> ModelMixin | PreTrainedModel:
+def _skeleton(name: str, path: Path, dtype: torch.dtype) -> ModelMixin | PreTrainedModel:
+    config = _config(path)
+    with torch.device("meta"):
+        if name == "image_encoder":
+            tower = _tower(path, config)
+            return tower(tower.config_class(**config)).to(dtype)
+        return DIFFUSERS_MODELS[name].from_config(config).to(dtype)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    return json.loads((path / "config.json").read_text(encoding="utf-8"))
+
+
+def _tower(path: Path, config: Mapping[str, Any]) -> type[PreTrainedModel]:
+    if config["model_type"] not in VISION_TOWERS:
+        raise ColorFluxError(
+            f"{path} holds a {config['model_type']}; the vision tower must be "
+            f"{' or '.join(VISION_TOWERS)}."
+        )
+    return VISION_TOWERS[config["model_type"]]
+
+
+def _shapes(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file without their contents."""
+    with safe_open(path, "pt") as file:
+        return {
+            key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()
+        }
+
+
+def _from_file(
+    name: str, path: Path, dtype: torch.dtype, weights: bool
+) -> ModelMixin | PreTrainedModel:
     state = {
         key.removeprefix("model.diffusion_model."): tensor.to(dtype)
-        for key, tensor in load_file(path).items()
+        for key, tensor in (load_file(path) if weights else _shapes(path)).items()
     }
     if name == "image_encoder":
-        return _siglip(path, state)
+        return _siglip(path, state) if weights else _siglip_skeleton(dtype)
     if name == "transformer" and "double_blocks.0.img_attn.qkv.weight" in state:
         state = convert_flux_transformer_checkpoint_to_diffusers(state)
     if name == "vae":
@@ -170,6 +203,11 @@ def _from_file(name: str, path: Path, dtype: torch.dtype) -> ModelMixin | PreTra
     require_same_layout(path, model.state_dict(), state)
     model.load_state_dict(state, assign=True)
     return model
+
+
+def _siglip_skeleton(dtype: torch.dtype) -> SiglipVisionModel:
+    with torch.device("meta"):
+        return SiglipVisionModel(SiglipVisionConfig(**SIGLIP_SO400M)).to(dtype)
 
 
 def _siglip(path: Path, state: Mapping[str, Tensor]) -> SiglipVisionModel:

@@ -36,14 +36,15 @@ def control_from_transformer(
     _check_count("num_single_layers", num_single_layers, single_depth)
     if num_layers == num_single_layers == 0:
         raise ColorFluxError("num_layers and num_single_layers are both 0; one must be positive.")
-    control = FluxControlNetModel.from_transformer(
-        transformer,
-        num_layers=num_layers,
-        num_single_layers=num_single_layers,
-        attention_head_dim=transformer.config.attention_head_dim,
-        num_attention_heads=transformer.config.num_attention_heads,
-    )
-    return control.to(transformer.device).type(transformer.dtype)
+    with transformer.device:
+        control = FluxControlNetModel.from_transformer(
+            transformer,
+            num_layers=num_layers,
+            num_single_layers=num_single_layers,
+            attention_head_dim=transformer.config.attention_head_dim,
+            num_attention_heads=transformer.config.num_attention_heads,
+        )
+    return control.type(transformer.dtype)
 
 
 def _check_count(name: str, count: int, depth: int) -> None:

@@ -58,9 +58,14 @@ def distillation_loss(gray_prompt: Tensor, color_prompt: Tensor) -> Tensor:
 
 
 class PreferenceTerms(NamedTuple):
-    """Eq. 4 row by row; all (B,). ``logit`` is the argument of the log-sigmoid."""
+    """Eq. 4 row by row; all (B,).
+
+    ``margin`` is how much more the policy gains on the winner than on the loser, beside the
+    reference; ``logit``, beta_t / 2 times that, is the argument of the log-sigmoid.
+    """
 
     logit: Tensor
+    margin: Tensor
     winner_error: Tensor
     loser_error: Tensor
 
@@ -97,7 +102,8 @@ def preference_terms(
     loser_error = squared_error(policy_loser, loser_velocity)
     winner_gain = winner_error - squared_error(reference_winner, winner_velocity)
     loser_gain = loser_error - squared_error(reference_loser, loser_velocity)
-    return PreferenceTerms(-beta_t / 2 * (winner_gain - loser_gain), winner_error, loser_error)
+    margin = loser_gain - winner_gain
+    return PreferenceTerms(beta_t / 2 * margin, margin, winner_error, loser_error)
 
 
 def set_timesteps(

@@ -10,15 +10,14 @@ import numpy as np
 from PIL import Image
 
 from tests.nano_models import tiny_pipeline
-from training.basic_color import BasicColorConfig, basic_color_stage
+from training.basic_color import BasicColorConfig, basic_color_training
 from training.config import LoopConfig
-from training.data import Rows
-from training.loop import Stage
+from training.loop import Training
 from training.parts import PartsConfig
-from training.pretrain_flux import FluxConfig, flux_stage
-from training.pretrain_vae import VaeConfig, vae_stage
-from training.pro_dpo import ProDpoConfig, pro_dpo_stage
-from training.structure import StructureConfig, structure_stage
+from training.pretrain_flux import FluxConfig, flux_training
+from training.pretrain_vae import VaeConfig, vae_training
+from training.pro_dpo import ProDpoConfig, pro_dpo_training
+from training.structure import StructureConfig, structure_training
 
 CANVAS = 32
 TRAIN, VALIDATION = 8, 2
@@ -26,11 +25,11 @@ COLORFUL = TRAIN - 1
 """All but one of the training photos have color."""
 
 STAGES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "vae": (VaeConfig, vae_stage, {"crop": 16, "views": 3, "learning_rate": 1e-4}),
-    "flux": (FluxConfig, flux_stage, {"heads": 1, "single_blocks": 1, "prompt_width": 32}),
-    "structure": (StructureConfig, structure_stage, {"double_blocks": 1, "single_blocks": 2}),
-    "basic_color": (BasicColorConfig, basic_color_stage, {}),
-    "pro_dpo": (ProDpoConfig, pro_dpo_stage, {"rank": 4, "pairs": 2}),
+    "vae": (VaeConfig, vae_training, {"crop": 16, "views": 3, "learning_rate": 1e-4}),
+    "flux": (FluxConfig, flux_training, {"heads": 1, "single_blocks": 1, "prompt_width": 32}),
+    "structure": (StructureConfig, structure_training, {"double_blocks": 1, "single_blocks": 2}),
+    "basic_color": (BasicColorConfig, basic_color_training, {}),
+    "pro_dpo": (ProDpoConfig, pro_dpo_training, {"rank": 4, "pairs": 2}),
 }
 """Config, stage and what a tiny one needs, by name; the first two make nano's base."""
 
@@ -51,16 +50,20 @@ class Setup:
             "steps": 10,
             "batch_size": 4,
             "learning_rate": 1e-3,
+            "cache": self.folder / "cache",
+            "workers": 0,
+            "precision": "no",
+            "tracker": "none",
         }
         if issubclass(config_class, PartsConfig):
             common |= {
                 "base": self.folder / "base",
-                "cache": self.folder / "cache",
+                "frozen": "float32",
                 "text_tokens": 2,
             }
         return config_class(**common | tiny | changes)
 
-    def stage(self, name: str, config: LoopConfig) -> tuple[Stage, Rows]:
+    def training(self, name: str, config: LoopConfig) -> Training:
         return STAGES[name][1](config)
 
 

@@ -12,37 +12,34 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from colorflux_core.color import colorfulness, unit_range
-from colorflux_core.components import load_model
+from colorflux_core.color import unit_range
+from colorflux_core.control import control_from_transformer
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.flow import (
-    distillation_loss,
-    flow_matching_loss,
-    interpolate,
-    velocity,
-)
+from colorflux_core.flow import interpolate, squared_error, velocity
 from colorflux_core.velocity import control_residuals, predict_velocity
 from colorflux_core.visual_prompt import after_text_tokens, preprocess, prompt_from_tokens
 
 from .config import parse, run, setting
-from .data import Rows
-from .loop import Batch, train
+from .data import Batch, Column, Picture, Rows, gray_pictures, pixels
+from .encoding import latents, statistics, tokens
+from .loop import Loss, Training, start
+from .order import Place
 from .parts import (
-    ENCODE_BATCH,
-    Encoder,
+    Parts,
     PartsConfig,
+    blank_batch,
     feature_extractor,
-    gray,
-    images,
-    part,
+    pictures,
     pipeline,
+    sample_pictures,
+    save_model,
     with_noise,
 )
-from .sheet import save_sheet
+from .sheet import Sheet
+
+FLOAT = torch.float32
 
 
 @dataclass
@@ -52,124 +49,148 @@ class BasicColorConfig(PartsConfig):
         "both", "the terms of Eq. 6 (Table 3); distill loads neither FLUX nor the ControlNet"
     )
     alpha: float = setting(0.1, "weight of L_distill in Eq. 6")
-    train: Literal["redux", "redux+siglip"] = setting(
-        "redux", "what learns; the paper's 'Redux model' may mean the vision tower too"
+    train: Literal["redux", "redux+siglip", "redux+controlnet"] = setting(
+        "redux",
+        "what learns: the paper's 'Redux model' may mean the vision tower too; with the ControlNet,"
+        " anew, structure and color are learned jointly (Fig. 5)",
     )
+    double_blocks: int = setting(4, "the transformer's first double blocks to copy for it")
+    single_blocks: int = setting(10, "the transformer's first single blocks to copy for it")
     initial_redux: Path | None = setting(
         None, "Redux to start from, such as a distill run's, where it is not the pretrained one"
     )
-    token_dropout: float = setting(0.0, "share of the image tokens' channels hidden from Redux")
+    token_dropout: float = setting(
+        0.0, "share of the image tokens' channels hidden from Redux", low=0, high=0.99
+    )
     min_colorfulness: float = setting(15.0, "photos below this colorfulness are left out")
 
-
-class VisualPrompt(nn.Module):
-    """Phi: Redux, behind the vision tower where that learns too."""
-
-    def __init__(self, redux: ReduxImageEncoder, tower: PreTrainedModel | None) -> None:
-        super().__init__()
-        self.redux, self.tower = redux, tower
-
-    def forward(self, seen: Tensor) -> Tensor:
-        """c_v of image tokens (B, T, D), or of pixels (B, 3, S, S) where the tower learns."""
-        tokens = self.tower(pixel_values=seen).last_hidden_state if self.tower else seen
-        return prompt_from_tokens(self.redux, tokens)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.token_dropout and self.train == "redux+siglip":
+            raise ColorFluxError("--token_dropout does not go with a vision tower that learns")
+        if self.loss == "distill" and self.train == "redux+controlnet":
+            raise ColorFluxError("--loss distill has no use for the ControlNet: --train redux")
 
 
 class BasicColorStage:
-    def __init__(self, config: BasicColorConfig, samples: Tensor) -> None:
-        self.config, self.samples = config, samples
-        self.pretrained = part(config, "image_embedder")
-        self.redux = part(config, "image_embedder")
-        if config.initial_redux is not None:
-            self.redux = load_model("image_embedder", config.initial_redux, torch.float32)
-        self.tower = part(config, "image_encoder") if config.train == "redux+siglip" else None
-        self.trainable: nn.Module = VisualPrompt(self.redux, self.tower).requires_grad_(True)
+    def __init__(self, config: BasicColorConfig, parts: Parts) -> None:
+        self.config, self.parts = config, parts
+        learning = {"image_embedder": parts.load("image_embedder", config.initial_redux, FLOAT)}
+        if config.train == "redux+siglip":
+            learning["image_encoder"] = parts.load("image_encoder", dtype=FLOAT)
         if config.loss != "distill":
-            self.transformer = part(config, "transformer")
-            self.controlnet = part(config, "controlnet")
+            transformer = parts.load("transformer")
+            if config.train == "redux+controlnet":
+                self.controlnet = learning["controlnet"] = control_from_transformer(
+                    transformer, config.double_blocks, config.single_blocks
+                )
+            else:
+                self.controlnet = parts.frozen("controlnet")
+            self.transformer = parts.freeze(transformer)
+        self.models = {name: parts.learning(model) for name, model in learning.items()}
+        self.trainable = nn.ModuleDict(self.models)
+        self.pretrained = parts.frozen("image_embedder")
 
-    def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
-        drawn = dict(batch)
+    def draw(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
         if self.config.token_dropout:
             seen, kept = batch["seen"], 1 - self.config.token_dropout
-            mask = torch.rand(seen.shape[0], 1, seen.shape[2], generator=generator) < kept
-            drawn["seen"] = seen * mask / kept
+            masks = [torch.rand(1, seen.shape[2], generator=g) < kept for g in generators]
+            batch = batch | {"seen": seen * torch.stack(masks).to(seen.device) / kept}
         if self.config.loss == "distill":
-            return drawn
-        return with_noise(drawn, "latents", generator, self.config)
+            return batch
+        return with_noise(batch, "latents", generators, self.config)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        c_v = self.trainable(batch["seen"])
+    def loss(self, batch: Batch) -> Loss:
+        c_v = self.visual_prompt(batch["seen"])
         with torch.no_grad():
             color_prompt = prompt_from_tokens(self.pretrained, batch["color_tokens"])
-        distill = distillation_loss(c_v, color_prompt)
+        distill = squared_error(c_v, color_prompt)
         if self.config.loss == "distill":
-            return distill, {"distillation_loss": distill.detach()}
-        flow = self.flow_loss(batch, c_v)
+            return distill.mean(), {"distillation_loss": distill}
+        flow = self.flow_error(batch, c_v)
         total = flow if self.config.loss == "flow" else flow + self.config.alpha * distill
-        return total, {"flow_loss": flow.detach(), "distillation_loss": distill.detach()}
+        return total.mean(), {"flow_loss": flow, "distillation_loss": distill}
 
-    def flow_loss(self, batch: Batch, c_v: Tensor) -> Tensor:
+    def visual_prompt(self, seen: Tensor) -> Tensor:
+        """Phi: c_v of image tokens (B, T, D), or of pixels (B, 3, S, S) where the tower learns."""
+        tower = self.models.get("image_encoder")
+        tokens = tower(pixel_values=seen).last_hidden_state if tower else seen
+        return prompt_from_tokens(self.models["image_embedder"], tokens)
+
+    def flow_error(self, batch: Batch, c_v: Tensor) -> Tensor:
         x_0, noise, t = batch["latents"], batch["noise"], batch["t"]
         x_t = interpolate(x_0, noise, t)
         prompt = after_text_tokens(c_v, self.config.text_tokens)
         given = (prompt, self.config.latent_size, self.config.guidance)
         residuals = control_residuals(self.controlnet, x_t, t, batch["gray_latents"], *given)
         predicted = predict_velocity(self.transformer, x_t, t, *given, residuals=residuals)
-        return flow_matching_loss(predicted, velocity(x_0, noise))
+        return squared_error(predicted, velocity(x_0, noise))
 
-    def sample(self, path: Path) -> None:
-        """Photos above their colorizations from gray."""
+    def blank(self, rows: int) -> Batch:
+        batch = blank_batch(
+            self.parts, rows, latents=("latents", "gray_latents"), tokens=("seen", "color_tokens")
+        )
+        if "image_encoder" in self.models:
+            size = self.models["image_encoder"].config.image_size
+            batch["seen"] = torch.zeros(rows, 3, size, size)
+        return batch
+
+    def sample(self, samples: list[Picture]) -> Sheet | None:
+        """Photos above their colorizations from gray; none where FLUX is not loaded."""
         if self.config.loss == "distill":
-            return
-        photos = unit_range(self.samples)
-        trained = {"image_embedder": self.redux}
-        if self.tower is not None:
-            trained["image_encoder"] = self.tower
-        colorized = pipeline(
-            self.config, transformer=self.transformer, controlnet=self.controlnet, **trained
-        )(
+            return None
+        photos = unit_range(pixels(samples))
+        models = {"transformer": self.transformer, "controlnet": self.controlnet, **self.models}
+        draw = pipeline(self.parts, **models)
+        colorized = draw(
             photos,
             text_tokens=self.config.text_tokens,
             generator=torch.Generator().manual_seed(0),
         ).images
-        save_sheet([photos, colorized], path)
+        return Sheet([photos], [colorized])
 
     def save(self, folder: Path) -> None:
-        self.redux.save_pretrained(folder / "image_embedder")
-        if self.tower is not None:
-            self.tower.save_pretrained(folder / "image_encoder")
+        for name, model in self.models.items():
+            save_model(name, model, folder)
 
 
-def basic_color_stage(config: BasicColorConfig) -> tuple[BasicColorStage, Rows]:
-    """Raises ColorFluxError when no photo is colorful enough, or the settings do not fit."""
-    if config.token_dropout and config.train != "redux":
-        raise ColorFluxError("--token_dropout needs --train redux: it hides what Redux is given")
-    pictures, encoder = images(config), Encoder(config)
-    colorful = torch.cat(
-        [
-            colorfulness(unit_range(chunk)) >= config.min_colorfulness
-            for chunk in pictures.split(ENCODE_BATCH)
-        ]
-    )
-    if not colorful.any():
+@dataclass(frozen=True)
+class TowerPixels:
+    """A column: what the vision tower is given of each picture, (3, S, S)."""
+
+    config: PartsConfig
+    pictures: list[Picture]
+
+    def __call__(self, place: Place) -> Tensor:
+        rgb = unit_range(self.pictures[place.row].pixels())
+        return preprocess(feature_extractor(self.config), rgb[None])[0]
+
+
+def basic_color_training(config: BasicColorConfig) -> Training:
+    """Raises ColorFluxError when no photo is colorful enough."""
+    candidates, parts = pictures(config, "basic_color"), Parts(config)
+    colorful = statistics(config, candidates)[:, 0] >= config.min_colorfulness
+    chosen = [p for p, enough in zip(candidates, colorful.tolist(), strict=True) if enough]
+    if not chosen:
         raise ColorFluxError(f"no photo reaches --min_colorfulness {config.min_colorfulness}")
-    grays = gray(pictures)
-    if config.train == "redux":
-        seen = encoder.tokens(grays)
-    else:
-        seen = preprocess(feature_extractor(config), unit_range(grays))
-    columns = {"seen": seen, "color_tokens": encoder.tokens(pictures)}
+    grays = gray_pictures(chosen)
+    learning_tower = config.train == "redux+siglip"
+    seen = TowerPixels(config, grays) if learning_tower else tokens(parts, grays)
+    columns: dict[str, Column] = {"seen": seen, "color_tokens": tokens(parts, chosen)}
     if config.loss != "distill":
-        columns["latents"] = encoder.latents(pictures)
-        columns["gray_latents"] = encoder.latents(grays)
-    rows = Rows({name: column[colorful] for name, column in columns.items()})
-    return BasicColorStage(config, images(config, "validation", 1)[:8]), rows
+        columns["latents"] = latents(parts, chosen)
+        columns["gray_latents"] = latents(parts, grays)
+    samples = sample_pictures(config, "basic_color")
+    rows = Rows([picture.photo.file for picture in chosen], columns)
+    return Training(BasicColorStage(config, parts), rows, samples)
 
 
 def main(argv: list[str]) -> None:
-    config = parse(BasicColorConfig, argv, "training.basic_color")
-    train(*basic_color_stage(config), config)
+    start(
+        parse(BasicColorConfig, argv, "training.basic_color"),
+        BasicColorStage,
+        basic_color_training,
+    )
 
 
 if __name__ == "__main__":

@@ -8,20 +8,28 @@ from typing import Literal
 
 import torch
 
-from colorflux_core.bundle import save_bundle
-from colorflux_core.lora import load_lora
+from colorflux_core.bundle import assemble, save_bundle
 from colorflux_core.resize import Canvas
 from colorflux_core.settings import Settings
 
-from .config import parse, run, setting
+from .config import Config, parse, run, setting
 from .data import manifest_rows
-from .parts import PartsConfig, pipeline
 
 
 @dataclass
-class BundleConfig(PartsConfig):
+class BundleConfig(Config):
+    output: Path = setting(Path("bundle"), "folder for the bundle")
+    base: Path = setting(Path("base"), "diffusers pipeline folder that the parts come from")
+    controlnet: Path | None = setting(None, "the gray ControlNet, where it is not in --base")
+    redux: Path | None = setting(None, "Redux, where it is not the image_embedder in --base")
     lora: Path | None = setting(None, "the Pro-DPO LoRA; none leaves fine-color adjustment out")
-    detail: float = setting(0.0, "share of the scan's fine detail that users get by default")
+    manifest: Path | None = setting(None, "the training photos, whose sources the bundle names")
+    canvas: int = setting(1024, "side in pixels of the square that it was trained on", low=16)
+    guidance: float = setting(Settings.guidance, "what a guidance-distilled FLUX is told", low=0)
+    text_tokens: int = setting(Settings.text_tokens, "zero tokens before the visual prompt", low=0)
+    detail: float = setting(
+        Settings.detail, "share of the scan's fine detail that users get by default", low=0, high=1
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
         "float16", "type of the stored weights"
     )
@@ -29,19 +37,24 @@ class BundleConfig(PartsConfig):
 
 def main(argv: list[str]) -> None:
     config = parse(BundleConfig, argv, "training.bundle")
-    whole = pipeline(config)
-    if config.lora is not None:
-        load_lora(whole.transformer, config.lora)
+    bundle = assemble(
+        transformer=config.base,
+        vae=config.base,
+        image_encoder=config.base,
+        image_embedder=config.redux or config.base,
+        controlnet=config.controlnet or config.base,
+        lora=config.lora,
+    )
     settings = Settings(
         canvas=Canvas("square", config.canvas),
         guidance=config.guidance,
         text_tokens=config.text_tokens,
         detail=config.detail,
     )
-    photos = manifest_rows(config.manifest)
+    photos = manifest_rows(config.manifest) if config.manifest else []
     save_bundle(
         config.output,
-        whole,
+        bundle.pipeline,
         settings,
         dtype=getattr(torch, config.dtype),
         sources=sorted({row["package"] for row in photos if row.get("package")}),

@@ -1,22 +1,122 @@
-"""Photos on disk -> views (square crops, the same in every run) -> tensors to draw batches from.
+"""Photos of a manifest -> pictures: square views of them, the same in every run.
 
-A manifest is a CSV with at least the columns ``file`` (relative to the photo folder) and ``split``.
+A manifest is a CSV with at least the columns ``file`` and ``split``. A column named as a stage says
+"yes" for every photo that the stage may use; a column ``hash`` saves reading the photos for their
+content. ``training.prepare`` writes all of these.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import random
-from collections.abc import Iterator, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from colorflux_core.color import Fading, fade, grayscale, unit_range
 from colorflux_core.errors import ColorFluxError
+
+from .order import Place
+
+
+@dataclass(frozen=True)
+class Photo:
+    file: Path
+    content: str
+    """A hash of what is in the file."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a photo is turned into before it is encoded."""
+
+    photo: Photo
+    side: int
+    view: int = 0
+    """0 for the whole photo, squashed to the square; else the number of a random part."""
+    seed: int = 0
+    fading: Fading | None = None
+    gray: bool = False
+
+    @property
+    def key(self) -> str:
+        """Equal for equal pixels, whatever the file is called."""
+        described = (self.photo.content, self.side, self.view, self.view and self.seed)
+        return digest(repr((*described, self.fading, self.gray)).encode())
+
+    def pixels(self) -> Tensor:
+        """uint8 (3, side, side). Raises ColorFluxError when the photo cannot be read."""
+        image = open_rgb(self.photo.file)
+        if self.view:
+            rng = random.Random(f"{self.seed}/{self.photo.content}/{self.view}")
+            image = random_view(image, self.side, rng)
+        else:
+            image = squash(image, self.side)
+        if self.fading is not None:
+            image = fade(image, self.fading)
+        return gray(to_uint8(image)) if self.gray else to_uint8(image)
+
+
+Batch = dict[str, Tensor]
+Column = Callable[[Place], Tensor]
+"""What a stage is given of the row at a place, such as its latents."""
+
+
+class Rows(Dataset[Batch]):
+    """What a stage trains on: one row for each of ``photos``, which may come more than once."""
+
+    def __init__(self, photos: list[Path], columns: Mapping[str, Column]) -> None:
+        self.photos, self.columns = photos, columns
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, place: Place) -> Batch:
+        row = {name: column(place) for name, column in self.columns.items()}
+        return row | {"row": torch.tensor(place.row), "place": torch.tensor(place.place)}
+
+
+class Pixels(Dataset[tuple[str, Tensor]]):
+    """Key and pixels of each picture."""
+
+    def __init__(self, pictures: list[Picture]) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor]:
+        return self.pictures[index].key, self.pictures[index].pixels()
+
+
+def load(dataset: Dataset[Any], workers: int, **options: Any) -> Iterator[Any]:
+    """Batches of a dataset, read by ``workers`` processes.
+
+    Raises ColorFluxError as the dataset does.
+    """
+    loader = DataLoader(
+        dataset, num_workers=workers, worker_init_fn=leave_signals_to_the_trainer, **options
+    )
+    try:
+        yield from loader
+    except ColorFluxError as error:  # From a worker it comes with a traceback in its text.
+        raise ColorFluxError(str(error).strip().rpartition("ColorFluxError: ")[2]) from error
+
+
+def leave_signals_to_the_trainer(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def manifest_rows(manifest: Path) -> list[dict[str, str]]:
@@ -31,27 +131,59 @@ def manifest_rows(manifest: Path) -> list[dict[str, str]]:
     return rows
 
 
-def read_manifest(manifest: Path, folder: Path, split: str) -> list[Path]:
-    """The photos of one split, in the manifest's order.
+def read_manifest(manifest: Path, folder: Path, split: str, stage: str = "") -> list[Photo]:
+    """The photos of one split that ``stage`` may use, in the manifest's order.
 
     Raises ColorFluxError when the manifest, its columns or the photos it names are missing.
     """
-    rows = manifest_rows(manifest)
-    photos = [folder / row["file"] for row in rows if row["split"] == split]
-    if not photos:
-        raise ColorFluxError(f"--manifest {manifest} lists no photo of the split {split!r}")
-    missing = [photo for photo in photos if not photo.is_file()]
+    rows = [
+        row
+        for row in manifest_rows(manifest)
+        if row["split"] == split and row.get(stage, "yes") == "yes"
+    ]
+    if not rows:
+        for_stage = f" for {stage}" if stage else ""
+        raise ColorFluxError(
+            f"--manifest {manifest} lists no photo of the split {split!r}{for_stage}"
+        )
+    files = [folder / row["file"] for row in rows]
+    missing = [file for file in files if not file.is_file()]
     if missing:
         raise ColorFluxError(
             f"{len(missing)} photos of --manifest {manifest} are not in --photos {folder},"
             f" the first is {missing[0].name}"
         )
-    return photos
+    return [
+        Photo(file, row.get("hash") or digest(file.read_bytes()))
+        for file, row in zip(files, rows, strict=True)
+    ]
 
 
+def views(photos: list[Photo], side: int, per_photo: int, seed: int) -> list[Picture]:
+    """``per_photo`` views of each photo: the whole of it first, random parts after."""
+    return [Picture(photo, side, view, seed) for photo in photos for view in range(per_photo)]
+
+
+def gray_pictures(pictures: list[Picture]) -> list[Picture]:
+    """What the pictures' black-and-white photos would be."""
+    return [replace(picture, gray=True) for picture in pictures]
+
+
+def pixels(pictures: list[Picture]) -> Tensor:
+    """uint8 (N, 3, side, side)."""
+    return torch.stack([picture.pixels() for picture in pictures])
+
+
+@lru_cache(maxsize=2)
 def open_rgb(photo: Path) -> Image.Image:
-    with Image.open(photo) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    """Raises ColorFluxError when the photo cannot be read."""
+    try:
+        with Image.open(photo) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ColorFluxError(
+            f"cannot read {photo}: {error}; training.prepare finds such photos beforehand"
+        ) from error
 
 
 def squash(image: Image.Image, side: int) -> Image.Image:
@@ -71,29 +203,19 @@ def random_view(image: Image.Image, side: int, rng: random.Random) -> Image.Imag
     return ImageOps.mirror(view) if rng.random() < 0.5 else view
 
 
-def views(photos: list[Path], side: int, per_photo: int, seed: int) -> Iterator[Image.Image]:
-    """``per_photo`` views of each photo: the whole of it first, random parts after."""
-    for photo in photos:
-        rng = random.Random(f"{seed}/{photo.name}")
-        image = open_rgb(photo)
-        yield squash(image, side)
-        for _ in range(per_photo - 1):
-            yield random_view(image, side, rng)
-
-
 def to_uint8(image: Image.Image) -> Tensor:
     """A PIL image as a uint8 tensor (3, H, W)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-class Rows:
-    """Tensors of one length, read by rows. ``batch(indices)`` gives what a stage's loss takes."""
+def gray(pictures: Tensor) -> Tensor:
+    """The grayscale of uint8 pictures (..., 3, H, W), as uint8: what an 8-bit scan would hold."""
+    return (grayscale(unit_range(pictures)) * 255).round().byte()
 
-    def __init__(self, columns: Mapping[str, Tensor]) -> None:
-        self.columns = dict(columns)
 
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
-
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        return {name: column[indices] for name, column in self.columns.items()}
+def digest(*contents: Any) -> str:
+    """A hash of bytes-like objects."""
+    blake = hashlib.blake2b(digest_size=16)
+    for content in contents:
+        blake.update(content)
+    return blake.hexdigest()

@@ -1,235 +1,244 @@
 """The one loop of all stages.
 
 A stage says what is drawn for a batch (``draw``), what its loss is (``loss``, a pure function of
-the drawn batch), what a sample sheet shows and what artifact it leaves. The loop does the rest.
-Whatever is random in step k comes from a generator seeded with (seed, k) and is drawn for the whole
-batch before it is cut into micro batches: so accumulation and resuming change nothing.
+the drawn batch), what a sample sheet shows and what artifact it leaves. The loop does the rest, on
+one device or, by ``accelerate launch``, on many.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
+from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
 from colorflux_core.errors import ColorFluxError
 
+from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from .config import LoopConfig
-from .data import Rows
+from .data import Batch, Picture, Rows, load
+from .metrics import Means, forget_lines, log_line, peak_memory
+from .order import MicroBatches, generator
+from .parallel import gathered, parallel, whole_weights
+from .parts import Parts, PartsConfig
+from .plan import print_plan
+from .sheet import Sheet, forget_sheets, grow_sheet
+from .state import RunState
+from .stopping import asked_to_stop
 
 logger = logging.getLogger(__name__)
-Batch = dict[str, Tensor]
-CHECKPOINT = "checkpoint.pt"
+Config = TypeVar("Config", bound=PartsConfig)
+
+Loss = tuple[Tensor, dict[str, Tensor]]
+"""The mean loss over the batch, and metrics to log: of each row (B,), or their mean."""
 
 
 class Stage(Protocol):
-    trainable: nn.Module
+    @property
+    def trainable(self) -> nn.Module: ...
 
-    def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The batch with everything random added: noise, timesteps, masks."""
+    def draw(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
+        """The batch with everything random added, by the generator of each row."""
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss over the batch, and the metrics to log beside it."""
+    def loss(self, batch: Batch) -> Loss: ...
 
-    def sample(self, path: Path) -> None:
-        """Draw a sample sheet to ``path`` with the present weights."""
+    def sample(self, samples: list[Picture]) -> Sheet | None:
+        """What the present weights make of the samples, if they can be drawn."""
 
     def save(self, folder: Path) -> None:
         """Write the stage's artifact."""
 
 
-def total_steps(config: LoopConfig, rows: int) -> int:
-    return config.steps or max(1, math.ceil(config.epochs * rows / config.batch_size))
+class Training(NamedTuple):
+    """A stage, what it trains on, and the pictures that its sample sheets show."""
+
+    stage: Stage
+    rows: Rows
+    samples: list[Picture]
 
 
-def row_order(rows: int, batch_size: int, seed: int, first_step: int) -> Iterator[Tensor]:
-    """Row indices of each batch from ``first_step`` on, shuffled anew for every pass."""
-    position = first_step * batch_size
-
-    def shuffled(epoch: int) -> Tensor:
-        return torch.randperm(rows, generator=step_generator(seed, -1 - epoch))
-
-    while True:
-        wanted = torch.arange(position, position + batch_size)
-        epochs = {epoch: shuffled(epoch) for epoch in (wanted // rows).unique().tolist()}
-        yield torch.stack([epochs[p // rows][p % rows] for p in wanted.tolist()])
-        position += batch_size
+def start(
+    config: Config,
+    stage: Callable[[Config, Parts], Stage],
+    prepare: Callable[[Config], Training],
+) -> None:
+    """What a stage's command does: print the plan, or train."""
+    if config.plan:
+        print_plan(config, stage)
+    else:
+        train(prepare(config), config)
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The generator of everything random in one step (or, negative, in one pass over the rows)."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-
-
-def train(stage: Stage, rows: Rows, config: LoopConfig) -> None:
-    """Train ``stage.trainable`` on ``rows`` and leave the artifact in ``config.output``.
+def train(training: Training, config: LoopConfig) -> None:
+    """Train ``stage.trainable`` and leave the artifact in ``config.output``.
 
     Raises ColorFluxError when the settings do not fit together, when the output already holds a run
-    that ``--resume`` was not given for, and when the loss stops being finite.
+    that ``--resume`` was not given for or that had other settings, when the loss stops being finite
+    or explodes, and when a checkpoint cannot be written. Raises KeyboardInterrupt when it was asked
+    to stop, after saving a checkpoint.
     """
-    micro_batch = config.micro_batch or config.batch_size
-    if min(config.batch_size, micro_batch) < 1 or config.batch_size % micro_batch:
-        raise ColorFluxError("--batch_size must be a positive multiple of --micro_batch")
-    if config.checkpoint_every < 1:
-        raise ColorFluxError("--checkpoint_every must be at least 1")
-    checkpoint = config.output / CHECKPOINT
-    if checkpoint.exists() and not config.resume:
+    stage, rows, samples = training
+    accelerator = make_accelerator(config)
+    micro_batch = micro_batch_size(config, accelerator.num_processes)
+    if checkpoints(config.output) and not config.resume:
         raise ColorFluxError(f"{config.output} holds a run: give --resume or another --output")
     config.output.mkdir(parents=True, exist_ok=True)
 
-    steps = total_steps(config, len(rows))
+    steps = config.steps or max(1, math.ceil(config.epochs * len(rows) / config.batch_size))
+    module = parallel(stage, accelerator, config.shard)
+    run = RunState(stage.trainable, rows, config, steps, accelerator)
+    saved = load_checkpoint(config.output)
+    first_step = run.restore(saved) if saved else 0
+    log = Log(config, accelerator, first_step)
+
+    def save(step: int) -> None:
+        state = run.state(step)
+        if accelerator.is_main_process:
+            save_checkpoint(config.output, step, state, config.keep_checkpoints)
+        accelerator.wait_for_everyone()
+
+    micro_batches = load(
+        rows,
+        config.workers,
+        batch_sampler=MicroBatches(
+            len(rows),
+            config.batch_size,
+            micro_batch,
+            config.seed,
+            range(first_step, steps),
+            accelerator.process_index,
+            accelerator.num_processes,
+        ),
+    )
+    parts = config.batch_size // micro_batch // accelerator.num_processes
+    with asked_to_stop() as request, log.progress(first_step, steps) as progress:
+        for step in range(first_step, steps):
+            began = time.perf_counter()
+            means, seen = Means(), []
+            for part in range(parts):
+                micro = {k: v.to(accelerator.device) for k, v in next(micro_batches).items()}
+                seen += micro["row"].tolist()
+                generators = [generator(config.seed, place) for place in micro["place"].tolist()]
+                batch = stage.draw(micro, generators)
+                with synchronized(accelerator, module, last=part == parts - 1):
+                    with accelerator.autocast():
+                        loss, metrics = module(batch)
+                    accelerator.backward(loss / parts)
+                means.add("loss", loss, micro_batch)
+                for name, value in metrics.items():
+                    means.add(name, value, micro_batch)
+                if "flow_loss" in metrics:
+                    means.add_by_timestep("flow_loss", metrics["flow_loss"], batch["t"])
+            norm = accelerator.clip_grad_norm_(run.parameters, config.max_grad_norm or math.inf)
+            means.add("stop", norm.new_tensor(float(request.asked)), 1)
+            logged = means.over_devices(accelerator)
+            logged["grad_norm"] = gathered(norm).item()
+            stop = logged.pop("stop") > 0
+            run.require_sound(logged, step, [rows.photos[row] for row in seen])
+            logged["learning_rate"] = run.schedule.get_last_lr()[0]
+            run.step()
+
+            logged["images_per_s"] = config.batch_size / (time.perf_counter() - began)
+            logged["peak_memory"] = peak_memory(accelerator.device)
+            log(step, logged)
+            progress.update()
+            progress.set_postfix_str(
+                f"loss {logged['loss']:.4f}, {logged['images_per_s']:.1f} images/s", refresh=False
+            )
+            done = step + 1
+            if done == steps or done % config.checkpoint_every == 0 or stop:
+                save(done)
+            if stop and done < steps:
+                raise KeyboardInterrupt(f"stopped after step {done} and saved; --resume goes on")
+            if config.sample_every and done % config.sample_every == 0 and done < steps:
+                with run.averaged():
+                    draw_samples(stage, samples, config, accelerator, done)
+
+    with run.averaged():
+        draw_samples(stage, samples, config, accelerator, steps)
+        with whole_weights(module):
+            if accelerator.is_main_process:
+                stage.save(config.artifact or config.output)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def make_accelerator(config: LoopConfig) -> Accelerator:
+    """Raises ColorFluxError when the tracker is not installed, or accelerate wants to shard."""
+    trackers = [config.tracker] if config.tracker != "none" else []
+    if not {*trackers} <= {str(tracker) for tracker in get_available_trackers()}:
+        raise ColorFluxError(f"--tracker {config.tracker} is not installed: pip install it")
     accelerator = Accelerator(
-        mixed_precision=config.precision,
-        gradient_accumulation_steps=config.batch_size // micro_batch,
+        mixed_precision=config.precision, log_with=trackers or None, project_dir=config.output
     )
-    parameters = [p for p in stage.trainable.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    schedule = get_scheduler(
-        config.schedule,
-        optimizer,
-        num_warmup_steps=config.warmup_steps,
-        num_training_steps=steps,
-    )
-    stage.trainable, optimizer = accelerator.prepare(stage.trainable, optimizer)
-    ema = EMAModel(parameters, decay=config.ema_decay) if config.ema_decay else None
-    first_step = restore(checkpoint, stage, optimizer, schedule, ema) if checkpoint.exists() else 0
-
-    metrics_file = config.output / "metrics.jsonl"
-    forget_metrics(metrics_file, first_step)
-    progress = tqdm(total=steps, initial=first_step, desc=config.output.name, unit="step")
-    order = row_order(len(rows), config.batch_size, config.seed, first_step)
-    for step in range(first_step, steps):
-        began = time.perf_counter()
-        batch = stage.draw(rows.batch(next(order)), step_generator(config.seed, step))
-        total: dict[str, float] = {}
-        for start in range(0, config.batch_size, micro_batch):
-            micro = {
-                name: column[start : start + micro_batch].to(accelerator.device)
-                for name, column in batch.items()
-            }
-            with accelerator.accumulate(stage.trainable):
-                with accelerator.autocast():
-                    loss, metrics = stage.loss(micro)
-                if not torch.isfinite(loss):
-                    raise ColorFluxError(
-                        f"the loss is {loss.item()} at step {step}:"
-                        " start again with a lower --learning_rate"
-                    )
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-                    total["grad_norm"] = float(norm)
-                optimizer.step()
-                optimizer.zero_grad()
-            share = micro_batch / config.batch_size
-            for name, value in {"loss": loss, **metrics}.items():
-                total[name] = total.get(name, 0.0) + value.item() * share
-        schedule.step()
-        if ema:
-            ema.step(parameters)
-
-        total["images_per_s"] = config.batch_size / (time.perf_counter() - began)
-        log(metrics_file, {"step": step, **total})
-        progress.update()
-        progress.set_postfix_str(
-            f"loss {total['loss']:.4f}, {total['images_per_s']:.1f} images/s", refresh=False
+    if accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
+        raise ColorFluxError(
+            "accelerate is configured to shard; leave that to --shard, and launch with --multi_gpu"
         )
-        done = step + 1
-        if done % config.checkpoint_every == 0 or done == steps:
-            save_checkpoint(checkpoint, stage, optimizer, schedule, ema, done)
-        if config.sample_every and done % config.sample_every == 0 and done < steps:
-            finish(stage, ema, parameters, config.output / f"sample-{done:06d}.jpg")
-    progress.close()
-    finish(stage, ema, parameters, config.output / "sample.jpg", config.artifact or config.output)
+    return accelerator
 
 
-def finish(
-    stage: Stage,
-    ema: EMAModel | None,
-    parameters: list[nn.Parameter],
-    sheet: Path,
-    artifact: Path | None = None,
+def micro_batch_size(config: LoopConfig, devices: int) -> int:
+    """Raises ColorFluxError when the batch cannot be shared out."""
+    micro_batch = config.micro_batch or config.batch_size // devices
+    if not micro_batch or config.batch_size % (micro_batch * devices):
+        raise ColorFluxError(
+            f"--batch_size {config.batch_size} must be a multiple of --micro_batch"
+            + (f" on each of {devices} devices" if devices > 1 else "")
+        )
+    return micro_batch
+
+
+def synchronized(
+    accelerator: Accelerator, module: nn.Module, last: bool
+) -> AbstractContextManager[None]:
+    """Devices exchange gradients in the last micro batch of a step only."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
+        return nullcontext()
+    return nullcontext() if last else accelerator.no_sync(module)
+
+
+@torch.no_grad()
+def draw_samples(
+    stage: Stage, samples: list[Picture], config: LoopConfig, accelerator: Accelerator, step: int
 ) -> None:
-    """Draw a sample sheet, and write the artifact if asked, with the averaged weights if any."""
-    if ema:
-        ema.store(parameters)
-        ema.copy_to(parameters)
-    with torch.no_grad():
-        stage.sample(sheet)
-    if artifact:
-        stage.save(artifact)
-    if ema:
-        ema.restore(parameters)
+    """All devices draw if the weights are shared out among them, else one does."""
+    if config.shard or accelerator.is_main_process:
+        with accelerator.autocast():
+            sheet = stage.sample(samples)
+        if sheet and accelerator.is_main_process:
+            grow_sheet(config.output, sheet, step)
+    accelerator.wait_for_everyone()
 
 
-def log(path: Path, metrics: dict[str, float]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({name: round(value, 6) for name, value in metrics.items()}) + "\n")
+class Log:
+    """Where metrics go: ``metrics.jsonl``, the tracker, and a progress bar."""
 
+    def __init__(self, config: LoopConfig, accelerator: Accelerator, first_step: int) -> None:
+        self.accelerator, self.file = accelerator, config.output / "metrics.jsonl"
+        self.name = config.output.name
+        if accelerator.is_main_process:
+            forget_lines(self.file, first_step)
+            forget_sheets(config.output, first_step)
+        purge = {"tensorboard": {"purge_step": first_step}}
+        accelerator.init_trackers("tracker", init_kwargs=purge)
 
-def forget_metrics(path: Path, first_step: int) -> None:
-    """Drop what a run that was stopped has logged after its last checkpoint."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if json.loads(line)["step"] < first_step]
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            log_line(self.file, step, metrics)
+        self.accelerator.log(metrics, step)
 
-
-def save_checkpoint(
-    path: Path,
-    stage: Stage,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    ema: EMAModel | None,
-    step: int,
-) -> None:
-    """Write the whole state beside ``path``, then put it in place: a kill leaves the old one."""
-    trainable = {n: p for n, p in stage.trainable.named_parameters() if p.requires_grad}
-    state = {
-        "step": step,
-        "trainable": trainable,
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "ema": ema.state_dict() if ema else None,
-    }
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-
-
-def restore(
-    path: Path,
-    stage: Stage,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    ema: EMAModel | None,
-) -> int:
-    """Load the state that ``save_checkpoint`` wrote; returns the steps it has behind it."""
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    with torch.no_grad():
-        for name, parameter in stage.trainable.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(state["trainable"][name])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    if ema:
-        ema.load_state_dict(state["ema"])
-        ema.to(next(stage.trainable.parameters()).device)
-    logger.info("resumed %s at step %d", path, state["step"])
-    return int(state["step"])
+    def progress(self, first_step: int, steps: int) -> tqdm:
+        main = self.accelerator.is_main_process
+        return tqdm(total=steps, initial=first_step, desc=self.name, unit="step", disable=not main)

@@ -1,22 +1,23 @@
-"""The trained parts that a stage starts from, and the tensors that it encodes its photos into."""
+"""The parts that a stage starts from, and what it encodes its photos into."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from tqdm import tqdm
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxControlNetModel,
+    FluxTransformer2DModel,
+)
+from torch import nn
 
-from colorflux_core.color import grayscale, unit_range
 from colorflux_core.components import (
+    DIFFUSERS_MODELS,
+    VISION_TOWERS,
     SiglipImageProcessor,
     load_feature_extractor,
     load_model,
@@ -24,14 +25,15 @@ from colorflux_core.components import (
 )
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.flow import sample_timesteps
-from colorflux_core.latents import encode, pack
 from colorflux_core.pipeline import ColorFluxPipeline
-from colorflux_core.visual_prompt import image_tokens
+from colorflux_core.settings import Settings
 
 from .config import LoopConfig, setting
-from .data import read_manifest, to_uint8, views
+from .data import Batch, Picture, read_manifest, views
+from .memory import Held, checkpoint_blocks, compile_blocks, hold_frozen, offload_blocks
 
-ENCODE_BATCH = 16
+FLUX_MODELS = (FluxTransformer2DModel, FluxControlNetModel)
+SAMPLES = 8
 
 
 @dataclass
@@ -39,33 +41,110 @@ class PartsConfig(LoopConfig):
     base: Path = setting(Path("base"), "diffusers pipeline folder that the parts come from")
     controlnet: Path | None = setting(None, "the gray ControlNet, where it is not in --base")
     redux: Path | None = setting(None, "Redux, where it is not the image_embedder in --base")
-    cache: Path = setting(Path("runs/cache"), "folder for latents and image tokens")
-    guidance: float = setting(3.5, "what a guidance-distilled FLUX is told")
-    text_tokens: int = setting(512, "zero tokens before the visual prompt")
+    frozen: Held = setting("bfloat16", "how weights that do not learn are held")
+    offload: bool = setting(
+        False, "frozen blocks wait in the CPU's memory until they are needed", may_change=True
+    )
+    guidance: float = setting(Settings.guidance, "what a guidance-distilled FLUX is told", low=0)
+    text_tokens: int = setting(Settings.text_tokens, "zero tokens before the visual prompt", low=0)
     timestep_density: Literal["logit_normal", "uniform"] = setting(
         "logit_normal", "how timesteps are drawn (the paper does not say)"
     )
+    plan: bool = setting(
+        False, "print what would be loaded and the memory it takes, then stop", may_change=True
+    )
+    memory: float = setting(
+        0.0,
+        "GiB of the device that --plan is for; 0 takes this machine's GPU",
+        low=0,
+        may_change=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.precision == "no" and self.frozen != "float32":
+            raise ColorFluxError(f"--frozen {self.frozen} needs --precision bf16 or fp16")
 
     @property
     def latent_size(self) -> tuple[int, int]:
         return self.canvas // 8, self.canvas // 8
 
 
-def part(config: PartsConfig, name: str) -> Any:
-    """A frozen model of the pipeline, in float32.
+class Parts:
+    """The models of the base, each loaded when it is asked for.
 
-    Raises ColorFluxError, which names the flag, when it is missing or cannot be used.
+    Without ``weights`` they are only their shapes, on the meta device: enough to plan with.
     """
-    flag, path = "base", config.base
+
+    def __init__(self, config: PartsConfig, weights: bool = True) -> None:
+        self.config, self.weights = config, weights
+        self.device = PartialState().device if weights else torch.device("meta")
+
+    def load(self, name: str, path: Path | None = None, dtype: torch.dtype | None = None) -> Any:
+        """A model on the CPU, by default in float32 or in the half precision of ``--frozen``.
+
+        Raises ColorFluxError, which names the flag, when it is missing or cannot be used.
+        """
+        flag, own = source(self.config, name)
+        try:
+            return load_model(name, path or own, dtype or held_type(self.config), self.weights)
+        except ColorFluxError as error:
+            raise ColorFluxError(error if path else f"--{flag} {own}: {error}") from error
+
+    def frozen(self, name: str) -> Any:
+        return self.freeze(self.load(name))
+
+    def freeze(self, model: nn.Module) -> Any:
+        return self.place(self.hold(model))
+
+    def hold(self, model: nn.Module) -> Any:
+        """The model with weights that do not learn, held as ``--frozen`` says."""
+        device = torch.device("cpu") if self.config.offload else self.device
+        how = self.config.frozen
+        if how in ("fp8", "nf4") and not isinstance(model, FLUX_MODELS):
+            how = "bfloat16"
+        return hold_frozen(model, how, device)
+
+    def place(self, model: nn.Module) -> Any:
+        """The model on its device, as the flags about memory and speed say."""
+        if self.config.gradient_checkpointing:
+            checkpoint_blocks(model)
+        if self.config.compile:
+            compile_blocks(model)
+        if self.config.offload and isinstance(model, FLUX_MODELS):
+            offload_blocks(model, self.device)
+        return model.to(self.device)
+
+    def learning(self, model: nn.Module) -> Any:
+        """The model on the device, all of it to be trained, in float32."""
+        return self.place(model.float().requires_grad_(True))
+
+
+def held_type(config: PartsConfig) -> torch.dtype:
+    quantized = config.frozen in ("fp8", "nf4")
+    return torch.bfloat16 if quantized else getattr(torch, config.frozen)
+
+
+def source(config: PartsConfig, name: str) -> tuple[str, Path]:
+    """The flag that a part comes from, and its value."""
     if name == "controlnet" and config.controlnet is not None:
-        flag, path = "controlnet", config.controlnet
+        return "controlnet", config.controlnet
     if name == "image_embedder" and config.redux is not None:
-        flag, path = "redux", config.redux
-    try:
-        model = load_model(name, path, torch.float32)
-    except ColorFluxError as error:
-        raise ColorFluxError(f"--{flag} {path}: {error}") from error
-    return model.requires_grad_(False).to(PartialState().device)
+        return "redux", config.redux
+    return "base", config.base
+
+
+def save_model(name: str, model: Any, folder: Path) -> None:
+    """Write a trained part as stock diffusers or transformers has it, in one file."""
+    with torch.device("meta"):
+        if name in DIFFUSERS_MODELS:
+            # What it calls defaults may not be: it takes what came without a name for one.
+            config = {k: v for k, v in model.config.items() if k != "_use_default_values"}
+            copy = DIFFUSERS_MODELS[name].from_config(config)
+        else:
+            copy = VISION_TOWERS[model.config.model_type](model.config)
+    copy.load_state_dict(model.state_dict(), assign=True)
+    copy.save_pretrained(folder / name, max_shard_size="100GB")
 
 
 def feature_extractor(config: PartsConfig) -> SiglipImageProcessor:
@@ -73,87 +152,54 @@ def feature_extractor(config: PartsConfig) -> SiglipImageProcessor:
 
 
 def pipeline(
-    config: PartsConfig,
+    parts: Parts,
     scheduler: FlowMatchEulerDiscreteScheduler | None = None,
     **trained: nn.Module,
 ) -> ColorFluxPipeline:
     """The pipeline of the parts, with ``trained`` ones in their places."""
     names = ("transformer", "vae", "controlnet", "image_encoder", "image_embedder")
-    parts = {name: trained.get(name) or part(config, name) for name in names}
     whole = ColorFluxPipeline(
-        **parts,
-        feature_extractor=feature_extractor(config),
-        scheduler=scheduler or load_scheduler(config.base),
+        **{name: trained.get(name) or parts.frozen(name) for name in names},
+        feature_extractor=feature_extractor(parts.config),
+        scheduler=scheduler or load_scheduler(parts.config.base),
     )
     whole.set_progress_bar_config(disable=True)
-    return whole.to(PartialState().device)
+    return whole
 
 
-def images(config: LoopConfig, split: str = "train", per_photo: int = 0) -> Tensor:
-    """Views of a split's photos, uint8 (N, 3, canvas, canvas)."""
-    photos = read_manifest(config.manifest, config.photos, split)
-    per_photo = per_photo or config.views
-    return torch.stack([to_uint8(v) for v in views(photos, config.canvas, per_photo, config.seed)])
+def pictures(config: LoopConfig, stage: str) -> list[Picture]:
+    """Views of the training photos that a stage may use."""
+    photos = read_manifest(config.manifest, config.photo_folder, "train", stage)
+    return views(photos, config.canvas, config.views, config.seed)
 
 
-def gray(pictures: Tensor) -> Tensor:
-    """The grayscale of uint8 pictures, as uint8: what an 8-bit scan would hold."""
-    chunks = (grayscale(unit_range(chunk)) for chunk in pictures.split(ENCODE_BATCH))
-    return torch.cat([(chunk * 255).round().byte() for chunk in chunks])
+def sample_pictures(config: LoopConfig, stage: str) -> list[Picture]:
+    """The first photos of the validation split, whole."""
+    photos = read_manifest(config.manifest, config.photo_folder, "validation", stage)
+    return views(photos[:SAMPLES], config.canvas, 1, config.seed)
 
 
 def with_noise(
-    batch: dict[str, Tensor], photo: str, generator: torch.Generator, config: PartsConfig
-) -> dict[str, Tensor]:
+    batch: Batch, photo: str, generators: list[torch.Generator], config: PartsConfig
+) -> Batch:
     """The batch with the noise eps and the timesteps t of Eq. 1, for the column ``photo``."""
-    noise = torch.randn(batch[photo].shape, generator=generator)
-    t = sample_timesteps(len(noise), generator, config.timestep_density)
-    return {**batch, "noise": noise, "t": t}
+    rows = batch[photo]
+    noise = torch.stack([torch.randn(rows.shape[1:], generator=g) for g in generators])
+    t = torch.cat([sample_timesteps(1, g, config.timestep_density) for g in generators])
+    return {**batch, "noise": noise.to(rows.device), "t": t.to(rows.device)}
 
 
-class Encoder:
-    """Pictures (N, 3, H, W) uint8 -> what never changes in training, kept on disk by content."""
-
-    def __init__(self, config: PartsConfig) -> None:
-        self.config = config
-
-    def latents(self, pictures: Tensor) -> Tensor:
-        """Packed latents (N, L, 64), float32."""
-        vae: AutoencoderKL = part(self.config, "vae").to(memory_format=torch.channels_last)
-        return self._cached(
-            "latents", vae.encoder, pictures, lambda rgb: pack(encode(vae, rgb)).float()
-        )
-
-    def tokens(self, pictures: Tensor) -> Tensor:
-        """The vision tower's image tokens (N, T, D), bfloat16."""
-        tower = part(self.config, "image_encoder")
-        processor = feature_extractor(self.config)
-        return self._cached(
-            "tokens", tower, pictures, lambda rgb: image_tokens(tower, processor, rgb).bfloat16()
-        )
-
-    @torch.no_grad()
-    def _cached(
-        self, name: str, model: nn.Module, pictures: Tensor, run: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        file = (
-            self.config.cache / f"{name}-{fingerprint(pictures, *model.parameters())}.safetensors"
-        )
-        if file.exists():
-            return load_file(file)[name]
-        encoded, device = [], PartialState().device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            for chunk in tqdm(pictures.split(ENCODE_BATCH), desc=f"encoding {name}", unit="batch"):
-                encoded.append(run(unit_range(chunk).to(device)).cpu())
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".part")
-        save_file({name: torch.cat(encoded)}, unfinished)
-        unfinished.replace(file)
-        return torch.cat(encoded)
-
-
-def fingerprint(*tensors: Tensor) -> str:
-    digest = hashlib.blake2b(digest_size=12)
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def blank_batch(
+    parts: Parts, rows: int, *, latents: tuple[str, ...] = (), tokens: tuple[str, ...] = ()
+) -> Batch:
+    """Zeros of the shapes that a loss is given, for plans: columns of both kinds, noise and t."""
+    height, width = parts.config.latent_size
+    length = height * width // 4
+    batch = {name: torch.zeros(rows, length, 64) for name in (*latents, "noise")}
+    if tokens:
+        tower = Parts(parts.config, weights=False).load("image_encoder")
+        size = tower.config.image_size
+        seen = tower(pixel_values=torch.empty(1, 3, size, size, device="meta", dtype=tower.dtype))
+        shape = (rows, *seen.last_hidden_state.shape[1:])
+        batch |= {name: torch.zeros(shape, dtype=torch.bfloat16) for name in tokens}
+    return batch | {"t": torch.zeros(rows)}

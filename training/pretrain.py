@@ -13,10 +13,11 @@ from colorflux_core.color import unit_range
 from colorflux_core.visual_prompt import preprocess
 
 from .config import LoopConfig, parse, run, setting
-from .loop import train
-from .parts import images
-from .pretrain_flux import FluxConfig, flux_stage
-from .pretrain_vae import VaeConfig, vae_stage
+from .data import Pixels, load
+from .loop import start, train
+from .parts import pictures
+from .pretrain_flux import FluxConfig, FluxStage, flux_training
+from .pretrain_vae import VaeConfig, vae_training
 from .vision import convert, image_processor, published_weights, standardize
 
 
@@ -29,8 +30,9 @@ def make_vision(config: VisionConfig) -> None:
     """Convert the published tower, and standardize its features over the photos."""
     tower = convert(published_weights(), config.image_size)
     processor = image_processor(config.image_size)
-    pictures = images(config, per_photo=1)
-    standardize(tower, (preprocess(processor, unit_range(chunk)) for chunk in pictures.split(16)))
+    whole = [picture for picture in pictures(config, "vision") if picture.view == 0]
+    batches = load(Pixels(whole), config.workers, batch_size=16)
+    standardize(tower, (preprocess(processor, unit_range(batch)) for _, batch in batches))
     tower.save_pretrained(config.output / "image_encoder")
     processor.save_pretrained(config.output / "feature_extractor")
 
@@ -42,10 +44,9 @@ def main(argv: list[str]) -> None:
         make_vision(parse(VisionConfig, flags, prog))
     elif part == "vae":
         config = parse(VaeConfig, flags, prog)
-        train(*vae_stage(config), config)
+        train(vae_training(config), config)
     elif part == "flux":
-        flux = parse(FluxConfig, flags, prog)
-        train(*flux_stage(flux), flux)
+        start(parse(FluxConfig, flags, prog), FluxStage, flux_training)
     else:
         sys.exit(f"{__doc__}\nSay which part: vision, vae or flux; each has its own --help.")
 

@@ -11,20 +11,30 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
-from torch import Tensor, nn
+from torch import nn
 
 from colorflux_core.color import unit_range
 from colorflux_core.components import FLUX_SCHEDULE
 from colorflux_core.control import control_from_transformer
-from colorflux_core.flow import flow_matching_loss, interpolate, velocity
+from colorflux_core.flow import interpolate, squared_error, velocity
 from colorflux_core.velocity import predict_velocity
 from colorflux_core.visual_prompt import after_text_tokens, prompt_from_tokens
 
 from .config import setting
-from .data import Rows
-from .loop import Batch
-from .parts import Encoder, PartsConfig, images, part, pipeline, with_noise
-from .sheet import save_sheet
+from .data import Batch, Picture, Rows, pixels
+from .encoding import latents, tokens
+from .loop import Loss, Training
+from .parts import (
+    Parts,
+    PartsConfig,
+    blank_batch,
+    pictures,
+    pipeline,
+    sample_pictures,
+    save_model,
+    with_noise,
+)
+from .sheet import Sheet
 
 
 @dataclass
@@ -49,20 +59,23 @@ def build_flux(config: FluxConfig) -> FluxTransformer2DModel:
 class FluxStage:
     """L_FM (Eq. 2) for the transformer and Redux together."""
 
-    def __init__(self, config: FluxConfig, samples: Tensor) -> None:
+    def __init__(self, config: FluxConfig, parts: Parts) -> None:
         torch.manual_seed(config.seed)
-        tower = part(config, "image_encoder")
-        self.config, self.samples = config, samples
-        self.transformer = build_flux(config)
-        self.redux = ReduxImageEncoder(tower.config.hidden_size, config.prompt_width)
+        tower = Parts(config, weights=False).load("image_encoder")
+        self.config, self.parts = config, parts
+        with parts.device:
+            self.transformer = build_flux(config)
+            self.redux = ReduxImageEncoder(tower.config.hidden_size, config.prompt_width)
         self.scheduler = FlowMatchEulerDiscreteScheduler(**FLUX_SCHEDULE)
-        self.parts = {"transformer": self.transformer, "image_embedder": self.redux}
-        self.trainable: nn.Module = nn.ModuleDict(self.parts)
+        self.models = {"transformer": self.transformer, "image_embedder": self.redux}
+        for model in self.models.values():
+            parts.learning(model)
+        self.trainable: nn.Module = nn.ModuleDict(self.models)
 
-    def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
-        return with_noise(batch, "latents", generator, self.config)
+    def draw(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
+        return with_noise(batch, "latents", generators, self.config)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch) -> Loss:
         x_0, noise, t = batch["latents"], batch["noise"], batch["t"]
         c_v = prompt_from_tokens(self.redux, batch["tokens"])
         predicted = predict_velocity(
@@ -73,31 +86,40 @@ class FluxStage:
             self.config.latent_size,
             self.config.guidance,
         )
-        return flow_matching_loss(predicted, velocity(x_0, noise)), {}
+        error = squared_error(predicted, velocity(x_0, noise))
+        return error.mean(), {"flow_loss": error}
 
-    def sample(self, path: Path) -> None:
+    def blank(self, rows: int) -> Batch:
+        return blank_batch(self.parts, rows, latents=("latents",), tokens=("tokens",))
+
+    def sample(self, samples: list[Picture]) -> Sheet:
         """Photos above what their visual prompts alone draw: alike, not the same."""
-        drawn = pipeline(
-            self.config,
+        photos = unit_range(pixels(samples))
+        draw = pipeline(
+            self.parts,
             self.scheduler,
-            **self.parts,
+            **self.models,
             controlnet=control_from_transformer(self.transformer, 1, 1),
-        )(
-            unit_range(self.samples),
-            reference=unit_range(self.samples),
+        )
+        drawn = draw(
+            photos,
+            reference=photos,
             controlnet_conditioning_scale=0.0,
             text_tokens=self.config.text_tokens,
             generator=torch.Generator().manual_seed(0),
         ).images
-        save_sheet([unit_range(self.samples), drawn], path)
+        return Sheet([photos], [drawn])
 
     def save(self, folder: Path) -> None:
-        for name, model in self.parts.items():
-            model.save_pretrained(folder / name)
+        for name, model in self.models.items():
+            save_model(name, model, folder)
         self.scheduler.save_pretrained(folder / "scheduler")
 
 
-def flux_stage(config: FluxConfig) -> tuple[FluxStage, Rows]:
-    pictures, encoder = images(config), Encoder(config)
-    rows = Rows({"latents": encoder.latents(pictures), "tokens": encoder.tokens(pictures)})
-    return FluxStage(config, images(config, "validation", 1)[:8]), rows
+def flux_training(config: FluxConfig) -> Training:
+    chosen, parts = pictures(config, "flux"), Parts(config)
+    rows = Rows(
+        [picture.photo.file for picture in chosen],
+        {"latents": latents(parts, chosen), "tokens": tokens(parts, chosen)},
+    )
+    return Training(FluxStage(config, parts), rows, sample_pictures(config, "flux"))

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from diffusers import AutoencoderKL
-from torch import Tensor
 from torch.nn import functional as F
 
 from colorflux_core.color import rgb_to_ycbcr, unit_range
 
 from .config import LoopConfig, setting
-from .data import Rows
+from .data import Batch, Picture, Rows, pixels
+from .encoding import stored_pixels
 from .linear_vae import PATCH, build_vae
-from .loop import Batch
-from .parts import images
-from .sheet import save_sheet
+from .loop import Loss, Training
+from .order import Place
+from .parts import pictures, sample_pictures, save_model
+from .sheet import Sheet
 
 
 @dataclass
@@ -34,25 +36,23 @@ class VaeConfig(LoopConfig):
 class VaeStage:
     """Mean absolute error of the reconstruction, in RGB and once more in chroma."""
 
-    def __init__(self, config: VaeConfig, vae: AutoencoderKL, samples: Tensor) -> None:
-        self.config, self.samples = config, samples
-        self.trainable = vae
+    def __init__(self, config: VaeConfig, vae: AutoencoderKL) -> None:
+        self.config = config
+        self.trainable = vae.to(PartialState().device)
         vae.encoder.requires_grad_(False)
 
-    def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
-        pictures, crop = batch["images"], self.config.crop
-        count, _, side, _ = pictures.shape
-        corners = torch.randint(0, side - crop + 1, (count, 2), generator=generator).tolist()
-        crops = torch.stack(
-            [
-                picture[:, y : y + crop, x : x + crop]
-                for picture, (y, x) in zip(pictures, corners, strict=True)
-            ]
-        )
-        noise = torch.randn(count, 16, crop // PATCH, crop // PATCH, generator=generator)
-        return {"rgb": unit_range(crops), "noise": noise}
+    def draw(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
+        images, crop = batch["images"], self.config.crop
+        crops = []
+        for image, generator in zip(images, generators, strict=True):
+            limits = image.shape[-1] - crop + 1
+            y, x = torch.randint(0, limits, (2,), generator=generator).tolist()
+            crops.append(image[:, y : y + crop, x : x + crop])
+        shape = (16, crop // PATCH, crop // PATCH)
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        return {"rgb": unit_range(torch.stack(crops)), "noise": noise.to(images.device)}
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch) -> Loss:
         rgb = batch["rgb"]
         with torch.no_grad():
             latents = self.trainable.encode(rgb * 2 - 1).latent_dist.mode()
@@ -63,18 +63,21 @@ class VaeStage:
         psnr = -10 * F.mse_loss(decoded, rgb).log10()
         return error + self.config.chroma_weight * chroma, {"psnr": psnr, "chroma_error": chroma}
 
-    def sample(self, path: Path) -> None:
+    def sample(self, samples: list[Picture]) -> Sheet:
         """Photos above their reconstructions."""
-        rgb = unit_range(self.samples).to(self.trainable.device)
+        rgb = unit_range(pixels(samples)).to(self.trainable.device)
         latents = self.trainable.encode(rgb * 2 - 1).latent_dist.mode()
-        save_sheet([rgb, self.trainable.decode(latents).sample / 2 + 0.5], path)
+        return Sheet([rgb], [self.trainable.decode(latents).sample / 2 + 0.5])
 
     def save(self, folder: Path) -> None:
-        self.trainable.save_pretrained(folder / "vae")
+        save_model("vae", self.trainable, folder)
 
 
-def vae_stage(config: VaeConfig) -> tuple[VaeStage, Rows]:
+def vae_training(config: VaeConfig) -> Training:
     torch.manual_seed(config.seed)
-    pictures = images(config)
-    vae = build_vae(unit_range(pictures[:: config.views]))
-    return VaeStage(config, vae, images(config, "validation", 1)[:8]), Rows({"images": pictures})
+    chosen = pictures(config, "vae")
+    images = stored_pixels(config, chosen)
+    whole = [images(Place(row, 0)) for row in range(0, len(chosen), config.views)]
+    stage = VaeStage(config, build_vae(unit_range(torch.stack(whole))))
+    rows = Rows([picture.photo.file for picture in chosen], {"images": images})
+    return Training(stage, rows, sample_pictures(config, "vae"))

@@ -11,21 +11,20 @@ with mild fading, starting from A's LoRA. The defaults are the paper's stage A; 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from colorflux_core.color import colorfulness, fade, hsv_statistics, sample_fading, unit_range
+from colorflux_core.color import Fading, sample_fading, unit_range
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.flow import (
     beta_at,
-    flow_matching_loss,
     interpolate,
     preference_terms,
+    squared_error,
     velocity,
 )
 from colorflux_core.lora import add_lora, reference_policy, save_lora
@@ -33,10 +32,20 @@ from colorflux_core.velocity import Residuals, control_residuals, predict_veloci
 from colorflux_core.visual_prompt import after_text_tokens, prompt_from_tokens
 
 from .config import parse, run, setting
-from .data import Rows, to_uint8
-from .loop import Batch, train
-from .parts import ENCODE_BATCH, Encoder, PartsConfig, gray, images, part, pipeline, with_noise
-from .sheet import save_sheet
+from .data import Batch, Column, Picture, Rows, gray, gray_pictures, pixels
+from .encoding import latent_encoder, latents, statistics, token_encoder, tokens
+from .loop import Loss, Training, start
+from .order import Place
+from .parts import (
+    Parts,
+    PartsConfig,
+    blank_batch,
+    pictures,
+    pipeline,
+    sample_pictures,
+    with_noise,
+)
+from .sheet import Sheet
 
 
 @dataclass
@@ -50,8 +59,13 @@ class ProDpoConfig(PartsConfig):
     fading_low: float = setting(0.5, "strongest fading factor; 0.75 in stage B")
     fading_high: float = setting(0.8, "mildest fading factor; 0.95 in stage B")
     overexposure: bool = setting(False, "let brightness go above 1 as well")
-    pairs: int = setting(1, "differently faded losers of each photo")
-    rank: int = setting(32, "rank of the LoRA")
+    pairs: int = setting(
+        0,
+        "losers of each photo, faded once and kept; 0 fades anew in every step, for which the VAE"
+        " and the vision tower stay loaded",
+        low=0,
+    )
+    rank: int = setting(32, "rank of the LoRA", low=1)
     initial_lora: Path | None = setting(None, "stage A's LoRA, for stage B to go on from")
     beta: float = setting(1000.0, "Eq. 4's beta, for errors that are means over dimensions")
     beta_schedule: Literal["constant", "time"] = setting(
@@ -65,25 +79,36 @@ class ProDpoConfig(PartsConfig):
 
 
 class ProDpoStage:
-    def __init__(self, config: ProDpoConfig, samples: Tensor) -> None:
+    def __init__(self, config: ProDpoConfig, parts: Parts) -> None:
+        self.config, self.parts = config, parts
+        transformer = parts.hold(parts.load("transformer"))
         torch.manual_seed(config.seed)
-        self.config, self.samples = config, samples
-        self.controlnet = part(config, "controlnet")
-        self.redux = part(config, "image_embedder")
-        self.trainable = part(config, "transformer")
-        add_lora(self.trainable, config.rank, start=config.initial_lora)
+        add_lora(transformer, config.rank, start=config.initial_lora)
+        self.trainable = parts.place(transformer)
+        self.controlnet = parts.frozen("controlnet")
+        self.redux = parts.frozen("image_embedder")
+        if not config.pairs:
+            self.encode_latents, self.encode_tokens = latent_encoder(parts), token_encoder(parts)
 
-    def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
+    def draw(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
         """One noise and one timestep for winner and loser."""
-        return with_noise(batch, "winner", generator, self.config)
+        if not self.config.pairs:
+            faded = batch["loser_pixels"]
+            grays = unit_range(gray(faded))
+            batch = batch | {
+                "loser": self.encode_latents(unit_range(faded)).float(),
+                "condition": self.encode_latents(grays).float(),
+                "loser_tokens": self.encode_tokens(grays),
+            }
+        return with_noise(batch, "winner", generators, self.config)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch) -> Loss:
         with torch.no_grad():
             c_v = prompt_from_tokens(self.redux, batch["loser_tokens"])
         prompt = after_text_tokens(c_v, self.config.text_tokens)
         return self.dpo(batch, prompt) if self.config.loss == "dpo" else self.sft(batch, prompt)
 
-    def dpo(self, batch: Batch, prompt: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def dpo(self, batch: Batch, prompt: Tensor) -> Loss:
         """Winner and loser in one batch; the ControlNet runs once for policy and reference."""
         photos = torch.cat([batch["winner"], batch["loser"]])
         noise, t = batch["noise"].repeat(2, 1, 1), batch["t"].repeat(2)
@@ -108,19 +133,22 @@ class ProDpoStage:
             beta_at(batch["t"], self.config.beta, self.config.beta_schedule),
         )
         return terms.loss, {
+            "dpo_loss": terms.loss,
             "implicit_accuracy": terms.implicit_accuracy,
-            "logit": terms.logit.detach().mean(),
-            "winner_error": terms.winner_error.detach().mean(),
-            "loser_error": terms.loser_error.detach().mean(),
+            "margin": terms.margin,
+            "logit": terms.logit,
+            "winner_error": terms.winner_error,
+            "loser_error": terms.loser_error,
         }
 
-    def sft(self, batch: Batch, prompt: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def sft(self, batch: Batch, prompt: Tensor) -> Loss:
         """L_FM on (c, x_w)."""
         x_0, noise, t = batch["winner"], batch["noise"], batch["t"]
         x_t = interpolate(x_0, noise, t)
         residuals = self.residuals(x_t, t, batch["condition"], prompt)
         predicted = self.predict(x_t, t, prompt, residuals)
-        return flow_matching_loss(predicted, velocity(x_0, noise)), {}
+        error = squared_error(predicted, velocity(x_0, noise))
+        return error.mean(), {"flow_loss": error}
 
     @torch.no_grad()
     def residuals(self, x_t: Tensor, t: Tensor, condition: Tensor, prompt: Tensor) -> Residuals:
@@ -131,17 +159,26 @@ class ProDpoStage:
         given = (prompt, self.config.latent_size, self.config.guidance)
         return predict_velocity(self.trainable, x_t, t, *given, residuals=residuals)
 
-    def sample(self, path: Path) -> None:
-        """Faded photos; colorized by the reference; colorized by the policy; the true photos."""
-        true = unit_range(self.samples)
-        faded = unit_range(faded_pictures(self.samples, self.config, seed="samples"))
+    def blank(self, rows: int) -> Batch:
+        return blank_batch(
+            self.parts,
+            rows,
+            latents=("winner", "loser", "condition"),
+            tokens=("loser_tokens",),
+        )
+
+    def sample(self, samples: list[Picture]) -> Sheet:
+        """Faded photos and the true ones; colorized by the reference; colorized by the policy."""
+        true, faded = (
+            unit_range(pixels(of)) for of in (samples, losers(samples, self.config, "samples"))
+        )
         draw = pipeline(
-            self.config,
+            self.parts,
             transformer=self.trainable,
             controlnet=self.controlnet,
             image_embedder=self.redux,
         )
-        colorized = [
+        reference, policy = (
             draw(
                 faded,
                 text_tokens=self.config.text_tokens,
@@ -149,33 +186,61 @@ class ProDpoStage:
                 generator=torch.Generator().manual_seed(0),
             ).images
             for scale in (0.0, 1.0)
-        ]
-        save_sheet([faded, *colorized, true], path)
+        )
+        return Sheet([true, faded, reference], [policy])
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         save_lora(self.trainable, folder / "pro_dpo.safetensors")
 
 
-def faded_pictures(pictures: Tensor, config: ProDpoConfig, seed: str) -> Tensor:
-    """x_l (N, 3, H, W) uint8: each picture with a fading of its own (4.2.1)."""
-    faded = []
-    for index, picture in enumerate(pictures):
-        rng = random.Random(f"{config.seed}/{seed}/{index}")
-        fading = sample_fading(
-            rng, config.fading_low, config.fading_high, overexposure=config.overexposure
-        )
-        image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-        faded.append(to_uint8(fade(image, fading)))
-    return torch.stack(faded)
+def fading(config: ProDpoConfig, seed: str) -> Fading:
+    return sample_fading(
+        random.Random(f"{config.seed}/{seed}"),
+        config.fading_low,
+        config.fading_high,
+        overexposure=config.overexposure,
+    )
 
 
-def well_exposed(pictures: Tensor, config: ProDpoConfig) -> Tensor:
-    """Which of (N, 3, H, W) uint8 have chromatic diversity and proper exposure (7.3)."""
-    rgb = unit_range(pictures)
-    saturation, value = hsv_statistics(rgb)
+def losers(winners: list[Picture], config: ProDpoConfig, seed: str) -> list[Picture]:
+    """x_l: each picture with a fading of its own (4.2.1)."""
+    return [replace(winner, fading=fading(config, f"{seed}/{winner.key}")) for winner in winners]
+
+
+@dataclass(frozen=True)
+class FreshLosers:
+    """A column: each picture, uint8 (3, S, S), faded anew at every place of the run."""
+
+    winners: list[Picture]
+    config: ProDpoConfig
+
+    def __call__(self, place: Place) -> Tensor:
+        faded = fading(self.config, f"place {place.place}")
+        return replace(self.winners[place.row], fading=faded).pixels()
+
+
+def preference_rows(winners: list[Picture], config: ProDpoConfig, parts: Parts) -> Rows:
+    """Triplets (c, x_w, x_l); where losers are fresh, c and x_l are made of them in the step."""
+    pairs = winners * (config.pairs or 1)
+    columns: dict[str, Column] = {"winner": latents(parts, pairs)}
+    if config.pairs:
+        faded = [
+            loser for pair in range(config.pairs) for loser in losers(winners, config, f"{pair}")
+        ]
+        grays = gray_pictures(faded)
+        columns["loser"] = latents(parts, faded)
+        columns["condition"] = latents(parts, grays)
+        columns["loser_tokens"] = tokens(parts, grays)
+    else:
+        columns["loser_pixels"] = FreshLosers(winners, config)
+    return Rows([picture.photo.file for picture in pairs], columns)
+
+
+def well_exposed(statistics: Tensor, config: ProDpoConfig) -> Tensor:
+    """Which of (N, 3) color statistics show chromatic diversity and proper exposure (7.3)."""
+    colorfulness, saturation, value = statistics.unbind(1)
     return (
-        (colorfulness(rgb) >= config.min_colorfulness)
+        (colorfulness >= config.min_colorfulness)
         & (saturation >= config.min_saturation)
         & (saturation <= config.max_saturation)
         & (value >= config.min_value)
@@ -183,33 +248,20 @@ def well_exposed(pictures: Tensor, config: ProDpoConfig) -> Tensor:
     )
 
 
-def preference_rows(pictures: Tensor, chosen: Tensor, config: ProDpoConfig) -> Rows:
-    """Triplets (c, x_w, x_l) of the ``chosen`` (N,) among ``pictures`` (N, 3, H, W) uint8."""
-    encoder = Encoder(config)
-    losers = faded_pictures(pictures[chosen].repeat(config.pairs, 1, 1, 1), config, seed="pairs")
-    return Rows(
-        {
-            "winner": encoder.latents(pictures)[chosen].repeat(config.pairs, 1, 1),
-            "loser": encoder.latents(losers),
-            "condition": encoder.latents(gray(losers)),
-            "loser_tokens": encoder.tokens(gray(losers)),
-        }
-    )
-
-
-def pro_dpo_stage(config: ProDpoConfig) -> tuple[ProDpoStage, Rows]:
+def pro_dpo_training(config: ProDpoConfig) -> Training:
     """Raises ColorFluxError when no photo is well exposed."""
-    pictures = images(config)
-    chosen = torch.cat([well_exposed(chunk, config) for chunk in pictures.split(ENCODE_BATCH)])
-    if not chosen.any():
+    candidates, parts = pictures(config, "pro_dpo"), Parts(config)
+    fit = well_exposed(statistics(config, candidates), config)
+    winners = [p for p, fits in zip(candidates, fit.tolist(), strict=True) if fits]
+    if not winners:
         raise ColorFluxError("no photo is within --min/max_saturation and --min/max_value")
-    rows = preference_rows(pictures, chosen, config)
-    return ProDpoStage(config, images(config, "validation", 1)[:8]), rows
+    rows = preference_rows(winners, config, parts)
+    samples = sample_pictures(config, "pro_dpo")
+    return Training(ProDpoStage(config, parts), rows, samples)
 
 
 def main(argv: list[str]) -> None:
-    config = parse(ProDpoConfig, argv, "training.pro_dpo")
-    train(*pro_dpo_stage(config), config)
+    start(parse(ProDpoConfig, argv, "training.pro_dpo"), ProDpoStage, pro_dpo_training)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from colorflux_core.color import unit_range
-from colorflux_core.components import load_model
 from colorflux_core.control import control_from_transformer
-from colorflux_core.flow import flow_matching_loss, interpolate, velocity
+from colorflux_core.flow import interpolate, squared_error, velocity
 from colorflux_core.velocity import control_residuals, predict_velocity
 from colorflux_core.visual_prompt import after_text_tokens, prompt_from_tokens
 
 from .config import parse, run, setting
-from .data import Rows
-from .loop import Batch, train
-from .parts import Encoder, PartsConfig, gray, images, part, pipeline, with_noise
-from .sheet import save_sheet
+from .data import Batch, Picture, Rows, gray_pictures, pixels
+from .encoding import latents, tokens
+from .loop import Loss, Training, start
+from .parts import (
+    Parts,
+    PartsConfig,
+    blank_batch,
+    pictures,
+    pipeline,
+    sample_pictures,
+    save_model,
+    with_noise,
+)
+from .sheet import Sheet
 
 
 @dataclass
@@ -37,22 +45,23 @@ class StructureConfig(PartsConfig):
 
 
 class StructureStage:
-    def __init__(self, config: StructureConfig, samples: Tensor) -> None:
-        self.config, self.samples = config, samples
-        self.transformer = part(config, "transformer")
-        self.redux = part(config, "image_embedder")
+    def __init__(self, config: StructureConfig, parts: Parts) -> None:
+        self.config, self.parts = config, parts
+        transformer = parts.load("transformer")
         if config.initial_controlnet is None:
-            self.controlnet = control_from_transformer(
-                self.transformer, config.double_blocks, config.single_blocks
+            controlnet = control_from_transformer(
+                transformer, config.double_blocks, config.single_blocks
             )
         else:
-            self.controlnet = load_model("controlnet", config.initial_controlnet, torch.float32)
-        self.trainable: nn.Module = self.controlnet.requires_grad_(True)
+            controlnet = parts.load("controlnet", config.initial_controlnet, torch.float32)
+        self.trainable = parts.learning(controlnet)
+        self.transformer = parts.freeze(transformer)
+        self.redux = parts.frozen("image_embedder")
 
-    def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
-        return with_noise(batch, "latents", generator, self.config)
+    def draw(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
+        return with_noise(batch, "latents", generators, self.config)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch) -> Loss:
         x_0, noise, t = batch["latents"], batch["noise"], batch["t"]
         x_t = interpolate(x_0, noise, t)
         with torch.no_grad():
@@ -61,13 +70,19 @@ class StructureStage:
         given = (prompt, self.config.latent_size, self.config.guidance)
         residuals = control_residuals(self.trainable, x_t, t, batch["gray_latents"], *given)
         predicted = predict_velocity(self.transformer, x_t, t, *given, residuals=residuals)
-        return flow_matching_loss(predicted, velocity(x_0, noise)), {}
+        error = squared_error(predicted, velocity(x_0, noise))
+        return error.mean(), {"flow_loss": error}
 
-    def sample(self, path: Path) -> None:
+    def blank(self, rows: int) -> Batch:
+        return blank_batch(
+            self.parts, rows, latents=("latents", "gray_latents"), tokens=("color_tokens",)
+        )
+
+    def sample(self, samples: list[Picture]) -> Sheet:
         """Photos; drawn with the color photo's prompt; drawn with the gray photo's prompt."""
-        photos = unit_range(self.samples)
-        draw = pipeline(self.config, transformer=self.transformer, controlnet=self.trainable)
-        sheets = [
+        photos = unit_range(pixels(samples))
+        draw = pipeline(self.parts, transformer=self.transformer, controlnet=self.trainable)
+        drawn = [
             draw(
                 photos,
                 reference=reference,
@@ -76,27 +91,28 @@ class StructureStage:
             ).images
             for reference in (photos, None)
         ]
-        save_sheet([photos, *sheets], path)
+        return Sheet([photos], drawn)
 
     def save(self, folder: Path) -> None:
-        self.controlnet.save_pretrained(folder / "controlnet")
+        save_model("controlnet", self.trainable, folder)
 
 
-def structure_stage(config: StructureConfig) -> tuple[StructureStage, Rows]:
-    pictures, encoder = images(config), Encoder(config)
+def structure_training(config: StructureConfig) -> Training:
+    chosen, parts = pictures(config, "structure"), Parts(config)
     rows = Rows(
+        [picture.photo.file for picture in chosen],
         {
-            "latents": encoder.latents(pictures),
-            "gray_latents": encoder.latents(gray(pictures)),
-            "color_tokens": encoder.tokens(pictures),
-        }
+            "latents": latents(parts, chosen),
+            "gray_latents": latents(parts, gray_pictures(chosen)),
+            "color_tokens": tokens(parts, chosen),
+        },
     )
-    return StructureStage(config, images(config, "validation", 1)[:8]), rows
+    samples = sample_pictures(config, "structure")
+    return Training(StructureStage(config, parts), rows, samples)
 
 
 def main(argv: list[str]) -> None:
-    config = parse(StructureConfig, argv, "training.structure")
-    train(*structure_stage(config), config)
+    start(parse(StructureConfig, argv, "training.structure"), StructureStage, structure_training)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,114 @@
+"""What photos are encoded into, once: latents, image tokens and color statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from colorflux_core.color import colorfulness, hsv_statistics
+from colorflux_core.components import part_path
+from colorflux_core.latents import encode, pack
+from colorflux_core.visual_prompt import image_tokens
+
+from .cache import Encode, Store, fill
+from .config import LoopConfig
+from .data import Picture, digest
+from .order import Place
+from .parts import Parts, PartsConfig, feature_extractor, source
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A column that is read from a store."""
+
+    store: Store
+    keys: list[str]
+    dtype: torch.dtype
+
+    def __call__(self, place: Place) -> Tensor:
+        return self.store[self.keys[place.row]].to(self.dtype)
+
+
+def latents(parts: Parts, pictures: list[Picture]) -> Cached:
+    """Packed latents (L, 64) of each picture, in float32; they are kept as float16."""
+    return cached(
+        parts.config, "latents", "vae", pictures, lambda: latent_encoder(parts), torch.float32
+    )
+
+
+def tokens(parts: Parts, pictures: list[Picture]) -> Cached:
+    """The vision tower's image tokens (T, D) in bfloat16 of each picture."""
+    return cached(
+        parts.config,
+        "tokens",
+        "image_encoder",
+        pictures,
+        lambda: token_encoder(parts),
+        torch.bfloat16,
+    )
+
+
+def stored_pixels(config: LoopConfig, pictures: list[Picture]) -> Cached:
+    """The pictures themselves, uint8 (3, S, S), so that no photo is read in every step."""
+    store = Store(config.cache / "pixels-1")
+    fill(store, pictures, lambda: lambda rgb: (rgb * 255).round().byte(), config.workers)
+    return Cached(store, [picture.key for picture in pictures], torch.uint8)
+
+
+def statistics(config: LoopConfig, pictures: list[Picture]) -> Tensor:
+    """Colorfulness, mean HSV saturation and mean HSV value of each picture, (N, 3)."""
+
+    def measure(rgb: Tensor) -> Tensor:
+        return torch.stack([colorfulness(rgb), *hsv_statistics(rgb)], dim=1)
+
+    store = Store(config.cache / "statistics-1")
+    fill(store, pictures, lambda: measure, config.workers)
+    return torch.stack([store[picture.key] for picture in pictures])
+
+
+def latent_encoder(parts: Parts) -> Encode:
+    vae = parts.load("vae", dtype=torch.float32).to(parts.device)
+    return in_precision(parts, lambda rgb: pack(encode(vae, rgb)).half())
+
+
+def token_encoder(parts: Parts) -> Encode:
+    tower = parts.load("image_encoder", dtype=torch.float32).to(parts.device)
+    processor = feature_extractor(parts.config)
+    return in_precision(parts, lambda rgb: image_tokens(tower, processor, rgb).bfloat16())
+
+
+def in_precision(parts: Parts, encode: Encode) -> Encode:
+    """``encode`` without gradients, under the autocast of ``--precision``."""
+    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[parts.config.precision]
+
+    @torch.no_grad()
+    def encoded(rgb: Tensor) -> Tensor:
+        with torch.autocast(parts.device.type, dtype, enabled=dtype is not None):
+            return encode(rgb)
+
+    return encoded
+
+
+def cached(
+    config: PartsConfig,
+    name: str,
+    part: str,
+    pictures: list[Picture],
+    make_encode: Callable[[], Encode],
+    dtype: torch.dtype,
+) -> Cached:
+    """A picture's row is found again by its content, the encoder's files and the precision."""
+    encoder = fingerprint(part_path(part, source(config, part)[1]))
+    store = Store(config.cache / f"{name}-{encoder[:16]}-{config.precision}")
+    fill(store, pictures, make_encode, config.workers)
+    return Cached(store, [picture.key for picture in pictures], dtype)
+
+
+def fingerprint(path: Path) -> str:
+    """A hash of a model's file or of the files in its folder."""
+    files = sorted(path.glob("*.[js]*")) if path.is_dir() else [path]
+    return digest(*(file.read_bytes() for file in files))

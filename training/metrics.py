@@ -1,0 +1,77 @@
+"""What is logged of every step, under fixed names, to ``metrics.jsonl`` and a tracker.
+
+A stage gives ``flow_loss``, ``distillation_loss``, ``dpo_loss``, ``implicit_accuracy``, ``margin``,
+``logit``, ``winner_error`` and ``loser_error``, each where it has it. The loop adds ``loss``,
+``flow_loss_t/<from>-<to>`` (the flow loss of the rows with timesteps in that range),
+``grad_norm``, ``learning_rate``, ``images_per_s`` and ``peak_memory`` in MiB.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+BUCKETS = 5
+
+
+class Means:
+    """Means over the rows of all micro batches and devices of a step."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        """(sum, count) by name."""
+
+    def add(self, name: str, values: Tensor, rows: int) -> None:
+        """Values of each row (rows,), or their mean as a scalar."""
+        values = values.detach().double()
+        total = values.sum() if values.ndim else values * rows
+        added = torch.stack([total, torch.full_like(total, rows)])
+        self.sums[name] = self.sums[name] + added if name in self.sums else added
+
+    def add_by_timestep(self, name: str, values: Tensor, t: Tensor) -> None:
+        """Values (rows,) apart by their timesteps (rows,) in [0, 1]."""
+        bucket = (t * BUCKETS).long().clamp(max=BUCKETS - 1)
+        for index in range(BUCKETS):
+            chosen = values.detach().double()[bucket == index]
+            low, high = index / BUCKETS, (index + 1) / BUCKETS
+            added = torch.stack([chosen.sum(), torch.full_like(chosen.sum(), len(chosen))])
+            key = f"{name}_t/{low:.1f}-{high:.1f}"
+            self.sums[key] = self.sums[key] + added if key in self.sums else added
+
+    def over_devices(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means; those without any row are left out."""
+        sums = accelerator.reduce(torch.stack(list(self.sums.values())))
+        return {
+            name: (total / count).item()
+            for name, (total, count) in zip(self.sums, sums.cpu(), strict=True)
+            if count
+        }
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory that was in use so far, in MiB: of the GPU, or the process where none is."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def log_line(path: Path, step: int, metrics: Mapping[str, float]) -> None:
+    line = {"step": step} | {name: float(f"{value:.6g}") for name, value in metrics.items()}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def forget_lines(path: Path, first_step: int) -> None:
+    """Drop what a run that was stopped has logged after its last checkpoint."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    whole = [line for line in lines if line.endswith("}")]
+    kept = [line for line in whole if json.loads(line)["step"] < first_step]
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

@@ -1,0 +1,80 @@
+"""One model on one device or on many: DDP by accelerate, or FSDP2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from accelerate import Accelerator
+from diffusers import ModelMixin
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+
+from .data import Batch
+
+if TYPE_CHECKING:
+    from .loop import Loss, Stage
+
+
+class LossModule(nn.Module):
+    """A stage's loss as a forward pass, which DDP and FSDP can follow."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.trainable = stage.trainable
+        self.loss = stage.loss
+
+    def forward(self, batch: Batch) -> Loss:
+        return self.loss(batch)
+
+
+def parallel(stage: Stage, accelerator: Accelerator, shard: bool) -> nn.Module:
+    """The stage's loss on all devices. Sharding changes ``stage.trainable`` in place."""
+    module = LossModule(stage)
+    if shard and accelerator.num_processes > 1:
+        for part in reversed([*module.modules()]):
+            if is_unit(part):
+                fully_shard(part)
+        fully_shard(module)
+        return module
+    frozen = [name for name, weight in module.named_parameters() if not weight.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, frozen)
+    return accelerator.prepare_model(module)
+
+
+def is_unit(module: nn.Module) -> bool:
+    """Whether FSDP gathers its weights together: a whole model, and a block that repeats in it."""
+    return isinstance(module, ModelMixin | PreTrainedModel) or type(module).__name__ in BLOCKS
+
+
+BLOCKS = {"FluxTransformerBlock", "FluxSingleTransformerBlock", "SiglipEncoderLayer"}
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole tensor on the CPU, where devices hold shares of it."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
+
+
+def shared_like(whole: Tensor, like: Tensor) -> Tensor:
+    """``whole`` on the device of ``like``, or this device's share of it."""
+    whole = whole.to(like.device)
+    if isinstance(like, DTensor):
+        return distribute_tensor(whole, like.device_mesh, like.placements)
+    return whole
+
+
+@contextmanager
+def whole_weights(module: nn.Module) -> Iterator[None]:
+    """Inside, each device holds the sharded weights whole, to be read."""
+    units = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    for unit in units:
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.reshard()
