@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor
@@ -50,8 +51,10 @@ def save_checkpoint(folder: Path, step: int, state: State, keep: int) -> None:
             f"the checkpoint of step {step} cannot be written to {path.parent} ({error});"
             f" {newest(folder)} is kept: make room, then --resume"
         ) from error
-    for old in checkpoints(folder)[keep:]:
-        old.unlink()
+    there = checkpoints(folder)
+    index = there.index(path)
+    for other in (*there[:index], *there[index + keep :]):  # A newer one could not be read.
+        other.unlink()
 
 
 def require_room(folder: Path, size: int) -> None:
@@ -71,12 +74,21 @@ def load_checkpoint(folder: Path) -> State | None:
     """
     for path in checkpoints(folder):
         try:
+            require_whole(path)
             return torch.load(path, weights_only=True, map_location="cpu")
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
+        except (BadZipFile, EOFError, OSError, RuntimeError, ValueError) as error:
             logger.warning("%s is damaged, the one before is taken (%s)", path, error)
     if checkpoints(folder):
         raise ColorFluxError(f"no checkpoint in {folder} can be read: start again elsewhere")
     return None
+
+
+def require_whole(path: Path) -> None:
+    """Compare the checksums in the file, for torch.load does not. Raises BadZipFile among others."""
+    with ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged:
+        raise BadZipFile(f"{damaged} in it is not what was written")
 
 
 def require_same(saved: State, config: State) -> None:
