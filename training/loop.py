@@ -156,13 +156,13 @@ def train(training: Training, config: LoopConfig) -> None:
                 f"loss {logged['loss']:.4f}, {logged['images_per_s']:.1f} images/s", refresh=False
             )
             done = step + 1
+            if config.sample_every and done % config.sample_every == 0 and done < steps:
+                with run.averaged():
+                    draw_samples(stage, samples, config, accelerator, done)
             if done == steps or done % config.checkpoint_every == 0 or stop:
                 save(done)
             if stop and done < steps:
                 raise KeyboardInterrupt(f"stopped after step {done} and saved; --resume goes on")
-            if config.sample_every and done % config.sample_every == 0 and done < steps:
-                with run.averaged():
-                    draw_samples(stage, samples, config, accelerator, done)
 
     with run.averaged():
         draw_samples(stage, samples, config, accelerator, steps)
