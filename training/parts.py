@@ -30,7 +30,7 @@ from colorflux_core.settings import Settings
 
 from .config import LoopConfig, setting
 from .data import Batch, Picture, read_manifest, views
-from .memory import Held, checkpoint_blocks, compile_blocks, hold_frozen, offload_blocks
+from .memory import Held, blocks, checkpoint_blocks, compile_blocks, hold_frozen, offload_blocks
 
 FLUX_MODELS = (FluxTransformer2DModel, FluxControlNetModel)
 SAMPLES = 8
@@ -107,7 +107,7 @@ class Parts:
 
     def place(self, model: nn.Module) -> Any:
         """The model on its device, as the flags about memory and speed say."""
-        if self.config.gradient_checkpointing:
+        if self.config.gradient_checkpointing and blocks(model):
             checkpoint_blocks(model)
         if self.config.compile:
             compile_blocks(model)
