@@ -74,10 +74,10 @@ class VaeStage:
 
 
 def vae_training(config: VaeConfig) -> Training:
-    torch.manual_seed(config.seed)
     chosen = pictures(config, "vae")
     images = stored_pixels(config, chosen)
     whole = [images(Place(row, 0)) for row in range(0, len(chosen), config.views)]
+    torch.manual_seed(config.seed)
     stage = VaeStage(config, build_vae(unit_range(torch.stack(whole))))
     rows = Rows([picture.photo.file for picture in chosen], {"images": images})
     return Training(stage, rows, sample_pictures(config, "vae"))
