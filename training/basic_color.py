@@ -44,7 +44,9 @@ FLOAT = torch.float32
 
 @dataclass
 class BasicColorConfig(PartsConfig):
-    epochs: float = setting(2.0, "passes over the views, where --steps is 0")
+    epochs: float = setting(
+        2.0, "passes over the views, where --steps is 0", low=0, may_change=True
+    )
     loss: Literal["both", "flow", "distill"] = setting(
         "both", "the terms of Eq. 6 (Table 3); distill loads neither FLUX nor the ControlNet"
     )

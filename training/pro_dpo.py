@@ -50,9 +50,11 @@ from .sheet import Sheet
 
 @dataclass
 class ProDpoConfig(PartsConfig):
-    epochs: float = setting(2.0, "passes over the pairs, where --steps is 0")
-    batch_size: int = setting(32, "pairs for one optimizer step")
-    learning_rate: float = setting(4e-5, "AdamW's peak learning rate; 1e-5 in stage B")
+    epochs: float = setting(
+        2.0, "passes over the pairs, where --steps is 0", low=0, may_change=True
+    )
+    batch_size: int = setting(32, "pairs for one optimizer step", low=1)
+    learning_rate: float = setting(4e-5, "AdamW's peak learning rate; 1e-5 in stage B", low=0)
     loss: Literal["dpo", "sft"] = setting(
         "dpo", "Eq. 4, or plain fine-tuning on the winners (Table 4)"
     )

@@ -36,7 +36,9 @@ from .sheet import Sheet
 
 @dataclass
 class StructureConfig(PartsConfig):
-    epochs: float = setting(5.0, "passes over the views, where --steps is 0")
+    epochs: float = setting(
+        5.0, "passes over the views, where --steps is 0", low=0, may_change=True
+    )
     double_blocks: int = setting(4, "the transformer's first double blocks to copy")
     single_blocks: int = setting(10, "the transformer's first single blocks to copy")
     initial_controlnet: Path | None = setting(
