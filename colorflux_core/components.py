@@ -171,9 +171,8 @@ def _tower(path: Path, config: Mapping[str, Any]) -> type[PreTrainedModel]:
 def _shapes(path: Path) -> dict[str, Tensor]:
     """The tensors of a file without their contents."""
     with safe_open(path, "pt") as file:
-        return {
-            key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()
-        }
+        keys = file.keys()
+        return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in keys}
 
 
 def _from_file(

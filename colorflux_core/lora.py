@@ -87,13 +87,17 @@ def save_lora(
     path: str | Path,
     metadata: Mapping[str, str] | None = None,
     adapter_name: str = ADAPTER,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the adapter as one safetensors file; `path` is whole or untouched.
 
+    `weights` are the adapter's, by their names in the transformer, where it does not hold them
+    whole itself.
+
     Raises ColorFluxError when the file cannot be written.
     """
-    weights = get_peft_model_state_dict(transformer, adapter_name=adapter_name)
-    state = {f"transformer.{key}": w.detach().cpu().contiguous() for key, w in weights.items()}
+    adapter = get_peft_model_state_dict(transformer, weights, adapter_name=adapter_name)
+    state = {f"transformer.{key}": w.detach().cpu().contiguous() for key, w in adapter.items()}
     for module, a, _ in list(_pairs(state)):
         state[f"transformer.{module}.alpha"] = torch.tensor(float(a.shape[0]))
     path = Path(path)

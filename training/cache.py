@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +17,7 @@ from colorflux_core.color import unit_range
 from colorflux_core.errors import ColorFluxError
 
 from .data import Picture, Pixels, digest, load
+from .parallel import devices
 
 ENCODE_BATCH = 16
 SHARD = 512
@@ -77,7 +77,8 @@ def fill(
 
     ``make_encode`` is called only if there is any, so that a full cache needs no encoder.
     """
-    state = PartialState()
+    state = devices()
+    state.wait_for_everyone()  # All have the same index before anyone writes.
     missing = [p for p in {p.key: p for p in pictures}.values() if p.key not in store]
     if missing:
         share = missing[state.process_index :: state.num_processes]
@@ -88,7 +89,7 @@ def fill(
 
 @torch.no_grad()
 def encode_share(store: Store, pictures: list[Picture], encode: Encode, workers: int) -> None:
-    state = PartialState()
+    state = devices()
     rows: dict[str, Tensor] = {}
     what = f"encoding {store.folder.name.partition('-')[0]}"
     with tqdm(total=len(pictures), desc=what, disable=not state.is_main_process) as progress:

@@ -142,6 +142,11 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 
 class Parser(HfArgumentParser):
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        for ours in ("range", "may_change"):
+            options.pop(ours, None)
+        return super().add_argument(*names, **options)
+
     def error(self, message: str) -> NoReturn:
         raise ColorFluxError(f"{message} (--help explains)")
 

@@ -29,7 +29,7 @@ from .config import LoopConfig
 from .data import Batch, Picture, Rows, load
 from .metrics import Means, forget_lines, log_line, peak_memory
 from .order import MicroBatches, generator
-from .parallel import gathered, parallel, whole_weights
+from .parallel import devices, gathered, parallel
 from .parts import Parts, PartsConfig
 from .plan import print_plan
 from .sheet import Sheet, forget_sheets, grow_sheet
@@ -56,7 +56,7 @@ class Stage(Protocol):
         """What the present weights make of the samples, if they can be drawn."""
 
     def save(self, folder: Path) -> None:
-        """Write the stage's artifact."""
+        """Write the stage's artifact. All devices take part; one writes."""
 
 
 class Training(NamedTuple):
@@ -77,6 +77,7 @@ def start(
         print_plan(config, stage)
     else:
         train(prepare(config), config)
+        devices().destroy_process_group()
 
 
 def train(training: Training, config: LoopConfig) -> None:
@@ -166,11 +167,9 @@ def train(training: Training, config: LoopConfig) -> None:
 
     with run.averaged():
         draw_samples(stage, samples, config, accelerator, steps)
-        with whole_weights(module):
-            if accelerator.is_main_process:
-                stage.save(config.artifact or config.output)
+        stage.save(config.artifact or config.output)
+    log.finish()
     accelerator.wait_for_everyone()
-    accelerator.end_training()
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:
@@ -179,7 +178,10 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     if not {*trackers} <= {str(tracker) for tracker in get_available_trackers()}:
         raise ColorFluxError(f"--tracker {config.tracker} is not installed: pip install it")
     accelerator = Accelerator(
-        mixed_precision=config.precision, log_with=trackers or None, project_dir=config.output
+        cpu=devices().device.type == "cpu",
+        mixed_precision=config.precision,
+        log_with=trackers or None,
+        project_dir=config.output,
     )
     if accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
         raise ColorFluxError(
@@ -238,6 +240,10 @@ class Log:
         if self.accelerator.is_main_process:
             log_line(self.file, step, metrics)
         self.accelerator.log(metrics, step)
+
+    def finish(self) -> None:
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def progress(self, first_step: int, steps: int) -> tqdm:
         main = self.accelerator.is_main_process

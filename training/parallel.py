@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from accelerate import Accelerator
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 from diffusers import ModelMixin
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
@@ -18,6 +18,12 @@ from .data import Batch
 
 if TYPE_CHECKING:
     from .loop import Loss, Stage
+
+
+def devices() -> PartialState:
+    """The devices that train: the accelerators there are, or processes on the CPU."""
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=on_cpu)
 
 
 class LossModule(nn.Module):
@@ -67,14 +73,6 @@ def shared_like(whole: Tensor, like: Tensor) -> Tensor:
     return whole
 
 
-@contextmanager
-def whole_weights(module: nn.Module) -> Iterator[None]:
-    """Inside, each device holds the sharded weights whole, to be read."""
-    units = [part for part in module.modules() if isinstance(part, FSDPModule)]
-    for unit in units:
-        unit.unshard()
-    try:
-        yield
-    finally:
-        for unit in units:
-            unit.reshard()
+def whole_weights(module: nn.Module) -> dict[str, Tensor]:
+    """The module's state on the CPU. All devices must take part where it is sharded."""
+    return {name: gathered(tensor) for name, tensor in module.state_dict().items()}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxControlNetModel,
@@ -31,6 +30,7 @@ from colorflux_core.settings import Settings
 from .config import LoopConfig, setting
 from .data import Batch, Picture, read_manifest, views
 from .memory import Held, blocks, checkpoint_blocks, compile_blocks, hold_frozen, offload_blocks
+from .parallel import devices, whole_weights
 
 FLUX_MODELS = (FluxTransformer2DModel, FluxControlNetModel)
 SAMPLES = 8
@@ -78,7 +78,7 @@ class Parts:
 
     def __init__(self, config: PartsConfig, weights: bool = True) -> None:
         self.config, self.weights = config, weights
-        self.device = PartialState().device if weights else torch.device("meta")
+        self.device = devices().device if weights else torch.device("meta")
 
     def load(self, name: str, path: Path | None = None, dtype: torch.dtype | None = None) -> Any:
         """A model on the CPU, by default in float32 or in the half precision of ``--frozen``.
@@ -135,7 +135,13 @@ def source(config: PartsConfig, name: str) -> tuple[str, Path]:
 
 
 def save_model(name: str, model: Any, folder: Path) -> None:
-    """Write a trained part as stock diffusers or transformers has it, in one file."""
+    """Write a trained part as stock diffusers or transformers has it, in one file.
+
+    All devices must take part; one writes.
+    """
+    weights = whole_weights(model)
+    if not devices().is_main_process:
+        return
     with torch.device("meta"):
         if name in DIFFUSERS_MODELS:
             # What it calls defaults may not be: it takes what came without a name for one.
@@ -143,7 +149,7 @@ def save_model(name: str, model: Any, folder: Path) -> None:
             copy = DIFFUSERS_MODELS[name].from_config(config)
         else:
             copy = VISION_TOWERS[model.config.model_type](model.config)
-    copy.load_state_dict(model.state_dict(), assign=True)
+    copy.load_state_dict(weights, assign=True)
     copy.save_pretrained(folder / name, max_shard_size="100GB")
 
 

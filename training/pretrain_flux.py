@@ -24,6 +24,7 @@ from .config import setting
 from .data import Batch, Picture, Rows, pixels
 from .encoding import latents, tokens
 from .loop import Loss, Training
+from .parallel import devices
 from .parts import (
     Parts,
     PartsConfig,
@@ -99,7 +100,7 @@ class FluxStage:
             self.parts,
             self.scheduler,
             **self.models,
-            controlnet=control_from_transformer(self.transformer, 1, 1),
+            controlnet=control_from_transformer(build_flux(self.config), 1, 1),
         )
         drawn = draw(
             photos,
@@ -113,7 +114,8 @@ class FluxStage:
     def save(self, folder: Path) -> None:
         for name, model in self.models.items():
             save_model(name, model, folder)
-        self.scheduler.save_pretrained(folder / "scheduler")
+        if devices().is_main_process:
+            self.scheduler.save_pretrained(folder / "scheduler")
 
 
 def flux_training(config: FluxConfig) -> Training:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
@@ -20,6 +19,7 @@ from .encoding import stored_pixels
 from .linear_vae import PATCH, build_vae
 from .loop import Loss, Training
 from .order import Place
+from .parallel import devices
 from .parts import pictures, sample_pictures, save_model
 from .sheet import Sheet
 
@@ -38,7 +38,7 @@ class VaeStage:
 
     def __init__(self, config: VaeConfig, vae: AutoencoderKL) -> None:
         self.config = config
-        self.trainable = vae.to(PartialState().device)
+        self.trainable = vae.to(devices().device)
         vae.encoder.requires_grad_(False)
 
     def draw(self, batch: Batch, generators: list[torch.Generator]) -> Batch:

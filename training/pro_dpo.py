@@ -36,6 +36,7 @@ from .data import Batch, Column, Picture, Rows, gray, gray_pictures, pixels
 from .encoding import latent_encoder, latents, statistics, token_encoder, tokens
 from .loop import Loss, Training, start
 from .order import Place
+from .parallel import devices, gathered
 from .parts import (
     Parts,
     PartsConfig,
@@ -192,7 +193,10 @@ class ProDpoStage:
         return Sheet([true, faded, reference], [policy])
 
     def save(self, folder: Path) -> None:
-        save_lora(self.trainable, folder / "pro_dpo.safetensors")
+        weights = {n: gathered(p) for n, p in self.trainable.named_parameters() if p.requires_grad}
+        if devices().is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_lora(self.trainable, folder / "pro_dpo.safetensors", weights=weights)
 
 
 def fading(config: ProDpoConfig, seed: str) -> Fading:
