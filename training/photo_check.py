@@ -1,7 +1,7 @@
 """What a photo is measured by before it may train, each photo once however often a run is stopped.
 
 A photo is read as colorflux_core reads it (upright, in sRGB, on white) and measured at
-``MEASURED_SIDE`` pixels: a quarter of the work, and the mean S and V of HSV stay within 0.003 on
+``MEASURED_SIDE`` pixels: a fraction of the work, and the mean S and V of HSV stay within 0.003 on
 average of what they are at full size. Photos above the core's MAX_MEGAPIXELS are not read.
 """
 
