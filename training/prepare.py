@@ -1,0 +1,176 @@
+"""Folders of photos into a manifest that all stages train from: ``python -m training.prepare``.
+
+The paper's photos are two sets, LSDIR with the first 10,000 of FFHQ for the first two stages (7.1,
+7.2), DIV2K with Flickr2K for Pro-DPO (7.3):
+
+  python -m training.prepare LSDIR FFHQ=10000 -o data/base
+  python -m training.prepare DIV2K Flickr2K -o data/fine
+
+Into the output folder go
+
+  photos.csv          the manifest: every accepted photo with its split, its measurements, and yes
+                      or no for each stage; its file names start from the output folder, so that
+                      training takes --photos data/base --manifest data/base/photos.csv
+  rejected.csv        every other file with the reason: broken, too small, the same picture as
+                      another, not a photo
+  contact-sheet.jpg   some photos of each stage, and of each reason to leave photos out
+  measurements.jsonl  what is known of every photo; a run that was stopped, or has other settings
+                      or more photos, measures only what is new here or has changed
+
+Photos are JPEG, PNG, TIFF and WebP files, in the folders and in all that these contain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from colorflux_core.color import unit_range
+from colorflux_core.errors import ColorFluxError
+from colorflux_core.photo import save_photo
+
+from .config import Help, Parser, run, setting
+from .data import to_uint8
+from .photo_check import JOURNAL, measure_all
+from .photo_choice import STAGES, Accepted, Filters, Rejected, choose
+from .photo_files import find_photos
+from .photo_sheet import COLUMNS, contact_sheet
+
+MANIFEST, REJECTED, SHEET = "photos.csv", "rejected.csv", "contact-sheet.jpg"
+Groups = dict[str, list[tuple[str, ...]]]
+"""What is said of photos -> for each of them the files that show it, none where nothing can."""
+
+
+@dataclass
+class PrepareConfig(Filters):
+    workers: int = setting(0, "processes that measure; 0 takes one per CPU core")
+
+
+def prepare(folders: Sequence[str], output: Path, config: PrepareConfig) -> None:
+    """Measure the photos in the folders (each FOLDER or FOLDER=COUNT) and write what came of it.
+
+    Raises:
+        ColorFluxError: for a folder without photos, and when no photo can be used.
+        OSError: when a folder cannot be read or the output not written.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    output = output.resolve()
+    found = find_photos(folders, output, {MANIFEST, REJECTED, SHEET, JOURNAL})
+    accepted, rejected = choose(measure_all(output, found.photos, config.workers), config)
+    rejected += [Rejected(file, "not a photo", why) for file, why in found.others.items()]
+    write_csv(output / REJECTED, ("file", "reason", "detail"), map(vars, rejected))
+    if not accepted:
+        raise ColorFluxError(f"no photo can be used: {output / REJECTED} says why")
+    groups = grouped(accepted, rejected)
+    samples = {f"{label}: {len(group)}": sample(group, output) for label, group in groups.items()}
+    sheet = contact_sheet({label: files for label, files in samples.items() if files})
+    save_photo(output / SHEET, unit_range(to_uint8(sheet)))
+    manifest = [manifest_row(photo) for photo in accepted]
+    write_csv(output / MANIFEST, tuple(manifest[0]), manifest)
+    splits = Counter(photo.split for photo in accepted)
+    print(f"{len(accepted)} photos: {splits['train']} train, {splits['validation']} validation")
+    print("\n".join(f"{len(group):8}  {label}" for label, group in groups.items()))
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """The whole file or none. What is no text in a file's name is written as an escape."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def manifest_row(photo: Accepted) -> dict[str, object]:
+    return {
+        "file": photo.file,
+        "split": photo.split,
+        "width": photo.measured.width,
+        "height": photo.measured.height,
+        "colorfulness": photo.measured.colorfulness,
+        "saturation": photo.measured.saturation,
+        "value": photo.measured.value,
+        "hash": photo.measured.content,
+        **{stage: "no" if photo.left_out[stage] else "yes" for stage in STAGES},
+    }
+
+
+def grouped(accepted: Iterable[Accepted], rejected: Iterable[Rejected]) -> Groups:
+    """What each stage uses, what it leaves out for which reason, and what none can use."""
+    groups: Groups = {}
+    for stage in STAGES:
+        groups[stage] = []
+        for photo in accepted:
+            reason = photo.left_out[stage]
+            label = f"not for {stage}: {reason}" if reason else stage
+            groups.setdefault(label, []).append((photo.file,))
+    for rejection in rejected:
+        groups.setdefault(f"rejected: {rejection.reason}", []).append(rejection.pictures)
+    return groups
+
+
+def sample(group: list[tuple[str, ...]], output: Path) -> list[Path]:
+    """The files of up to COLUMNS photos, from all of the group."""
+    step = -(-len(group) // COLUMNS)
+    return [output / file for files in group[::step] for file in files]
+
+
+def parse(argv: list[str]) -> tuple[list[str], Path, PrepareConfig]:
+    """Folders, output and settings. Raises ColorFluxError for those that make no sense."""
+    parser = Parser(
+        PrepareConfig,
+        prog="python -m training.prepare",
+        usage="%(prog)s FOLDER[=COUNT]... -o OUTPUT [--SETTING VALUE]...",
+        description=__doc__,
+        formatter_class=Help,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        metavar="FOLDER[=COUNT]",
+        help="photos, of which the first COUNT by name are taken",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        default=argparse.SUPPRESS,
+        help="folder for the manifest; one inside FOLDER, or FOLDER itself, will do",
+    )
+    given = vars(parser.parse_args(argv))
+    folders, output = given.pop("folders"), given.pop("output")
+    config = PrepareConfig(**given)
+    if not 0 <= config.validation < 1:
+        raise ColorFluxError(f"--validation {config.validation}: a share from 0 to below 1")
+    if config.workers < 0:
+        raise ColorFluxError(f"--workers {config.workers}: a number of processes, or 0")
+    for name in ("saturation", "value"):
+        low, high = given[f"min_{name}"], given[f"max_{name}"]
+        if low > high:
+            raise ColorFluxError(f"--min_{name} {low} is above --max_{name} {high}")
+    return folders, output, config
+
+
+def main(argv: list[str]) -> None:
+    folders, output, config = parse(argv)
+    try:
+        prepare(folders, output, config)
+    except OSError as error:
+        raise ColorFluxError(f"{error.filename or output}: {error.strerror or error}") from error
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")
+
+
+if __name__ == "__main__":
+    run(main)
