@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from colorflux_core.color import Fading, fade, grayscale, unit_range
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.photo import load_photo
 
 from .order import Place
 
@@ -175,15 +176,17 @@ def pixels(pictures: list[Picture]) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def open_rgb(photo: Path) -> Image.Image:
-    """Raises ColorFluxError when the photo cannot be read."""
-    try:
-        with Image.open(photo) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ColorFluxError(
-            f"cannot read {photo}: {error}; training.prepare finds such photos beforehand"
-        ) from error
+def open_rgb(file: Path) -> Image.Image:
+    """The photo as the core reads it, in 8 bits. Raises ColorFluxError when it cannot be read."""
+    return eight_bit(load_photo(file).pixels)
+
+
+def eight_bit(pixels: Tensor) -> Image.Image:
+    """A PIL image of uint8 or uint16 (3, H, W)."""
+    samples = pixels.permute(1, 2, 0).numpy()
+    return Image.fromarray(
+        samples if samples.dtype == np.uint8 else (samples >> 8).astype(np.uint8)
+    )
 
 
 def squash(image: Image.Image, side: int) -> Image.Image:

@@ -26,7 +26,7 @@ from colorflux_core.color import colorfulness, hsv_statistics, unit_range
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.photo import Photo, load_photo
 
-from .data import to_uint8
+from .data import eight_bit, to_uint8
 from .photo_files import PhotoFile
 
 MEASURED_SIDE = 512
@@ -91,10 +91,7 @@ def measure(folder: Path, photo: PhotoFile) -> Measurement:
 
 def picture(photo: Photo, side: int) -> Image.Image:
     """The photo in 8 bits, made smaller where its longest side is above ``side``."""
-    samples = photo.pixels.permute(1, 2, 0).numpy()
-    if photo.bit_depth == 16:
-        samples = (samples >> 8).astype(np.uint8)
-    image = Image.fromarray(samples)
+    image = eight_bit(photo.pixels)
     image.thumbnail((side, side))
     return image
 

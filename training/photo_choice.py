@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .basic_color import BasicColorConfig
-from .config import setting
+from .config import Config, setting
 from .duplicates import first_alike, hash_words
 from .photo_check import LOOKS_SIDE, Measurement
 from .pro_dpo import ProDpoConfig
@@ -18,7 +18,7 @@ LEAST_VALIDATION = 8
 
 
 @dataclass
-class Filters:
+class Filters(Config):
     """The paper's filters (7.1 to 7.3), and what else makes a photo unfit."""
 
     min_side: int = setting(
@@ -31,6 +31,8 @@ class Filters:
         "photos are the same picture when at most this many of the 256 bits of their looks differ:"
         " in copies saved anew or in another size about 0 to 16, in different photos 80 and more;"
         " -1 rejects only copies with the same pixels",
+        low=-1,
+        high=256,
     )
     min_colorfulness: float = setting(
         BasicColorConfig.min_colorfulness,
@@ -51,6 +53,8 @@ class Filters:
     validation: float = setting(
         0.02,
         f"share of the photos kept for validation, and at least {LEAST_VALIDATION} for each stage",
+        low=0,
+        high=0.9,
     )
 
 

@@ -9,8 +9,7 @@ The paper's photos are two sets, LSDIR with the first 10,000 of FFHQ for the fir
 Into the output folder go
 
   photos.csv          the manifest: every accepted photo with its split, its measurements, and yes
-                      or no for each stage; its file names start from the output folder, so that
-                      training takes --photos data/base --manifest data/base/photos.csv
+                      or no for each stage; training takes it as --manifest data/base/photos.csv
   rejected.csv        every other file with the reason: broken, too small, the same picture as
                       another, not a photo
   contact-sheet.jpg   some photos of each stage, and of each reason to leave photos out
@@ -25,7 +24,6 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +47,7 @@ Groups = dict[str, list[tuple[str, ...]]]
 
 @dataclass
 class PrepareConfig(Filters):
-    workers: int = setting(0, "processes that measure; 0 takes one per CPU core")
+    workers: int = setting(0, "processes that measure; 0 takes one per CPU core", low=0)
 
 
 def prepare(folders: Sequence[str], output: Path, config: PrepareConfig) -> None:
@@ -151,10 +149,6 @@ def parse(argv: list[str]) -> tuple[list[str], Path, PrepareConfig]:
     given = vars(parser.parse_args(argv))
     folders, output = given.pop("folders"), given.pop("output")
     config = PrepareConfig(**given)
-    if not 0 <= config.validation < 1:
-        raise ColorFluxError(f"--validation {config.validation}: a share from 0 to below 1")
-    if config.workers < 0:
-        raise ColorFluxError(f"--workers {config.workers}: a number of processes, or 0")
     for name in ("saturation", "value"):
         low, high = given[f"min_{name}"], given[f"max_{name}"]
         if low > high:
@@ -168,8 +162,6 @@ def main(argv: list[str]) -> None:
         prepare(folders, output, config)
     except OSError as error:
         raise ColorFluxError(f"{error.filename or output}: {error.strerror or error}") from error
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":
