@@ -1,8 +1,8 @@
 """``python -m tests.kill --kills 50``: a run that is killed again and again ends bit-identical.
 
 A tiny run that saves in every step is killed (SIGKILL) at random moments, every other time in the
-next save from there, and resumed each time. Its last checkpoint and its artifact must equal, bit for bit, those of the same
-run left alone.
+next save from there, and resumed each time. Its last checkpoint and its artifact must equal, bit
+for bit, those of the same run left alone.
 """
 
 from __future__ import annotations

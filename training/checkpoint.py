@@ -84,7 +84,7 @@ def load_checkpoint(folder: Path) -> State | None:
 
 
 def require_whole(path: Path) -> None:
-    """Compare the checksums in the file, for torch.load does not. Raises BadZipFile among others."""
+    """Compare the checksums in the file: torch.load does not. Raises BadZipFile among others."""
     with ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged:

@@ -183,10 +183,9 @@ def open_rgb(file: Path) -> Image.Image:
 
 def eight_bit(pixels: Tensor) -> Image.Image:
     """A PIL image of uint8 or uint16 (3, H, W)."""
+    deep = pixels.dtype == torch.uint16
     samples = pixels.permute(1, 2, 0).numpy()
-    return Image.fromarray(
-        samples if samples.dtype == np.uint8 else (samples >> 8).astype(np.uint8)
-    )
+    return Image.fromarray((samples >> 8).astype(np.uint8) if deep else samples)
 
 
 def squash(image: Image.Image, side: int) -> Image.Image:
