@@ -141,7 +141,8 @@ def train(training: Training, config: LoopConfig) -> None:
                 if "flow_loss" in metrics:
                     means.add_by_timestep("flow_loss", metrics["flow_loss"], batch["t"])
             norm = accelerator.clip_grad_norm_(run.parameters, config.max_grad_norm or math.inf)
-            means.add("stop", norm.new_tensor(float(request.asked)), 1)
+            asked = torch.tensor(float(request.asked), device=accelerator.device)
+            means.add("stop", asked, 1)
             logged = means.over_devices(accelerator)
             logged["grad_norm"] = gathered(norm).item()
             stop = logged.pop("stop") > 0

@@ -131,7 +131,7 @@ class RunState:
             weight.copy_(shared_like(state["weights"][name], weight))
         for index, weight in enumerate(self.parameters):
             for name, value in state["optimizer"]["state"].get(index, {}).items():
-                if value.shape == weight.shape:
+                if isinstance(value, torch.Tensor) and value.shape == weight.shape:
                     state["optimizer"]["state"][index][name] = shared_like(value, weight)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
