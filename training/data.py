@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import os
 import random
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -106,18 +107,21 @@ def load(dataset: Dataset[Any], workers: int, **options: Any) -> Iterator[Any]:
 
     Raises ColorFluxError as the dataset does.
     """
-    loader = DataLoader(
-        dataset, num_workers=workers, worker_init_fn=leave_signals_to_the_trainer, **options
-    )
+    fault = ""
     try:
-        yield from loader
+        yield from DataLoader(
+            dataset, num_workers=workers, worker_init_fn=leave_signals_to_the_trainer, **options
+        )
     except ColorFluxError as error:  # From a worker it comes with a traceback in its text.
-        raise ColorFluxError(str(error).strip().rpartition("ColorFluxError: ")[2]) from error
+        fault = str(error).strip().rpartition("ColorFluxError: ")[2]
+    if fault:  # Raised from here, so that nothing holds on to the workers.
+        raise ColorFluxError(fault)
 
 
 def leave_signals_to_the_trainer(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Ctrl-C is for the process group, which the worker leaves; SIGTERM is how it is ended."""
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def manifest_rows(manifest: Path) -> list[dict[str, str]]:
