@@ -120,7 +120,8 @@ def load(dataset: Dataset[Any], workers: int, **options: Any) -> Iterator[Any]:
 
 def leave_signals_to_the_trainer(worker: int) -> None:
     """Ctrl-C is for the process group, which the worker leaves; SIGTERM is how it is ended."""
-    os.setsid()
+    if hasattr(os, "setsid"):
+        os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
