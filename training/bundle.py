@@ -37,6 +37,7 @@ class BundleConfig(Config):
 
 def main(argv: list[str]) -> None:
     config = parse(BundleConfig, argv, "training.bundle")
+    dtype = getattr(torch, config.dtype)
     bundle = assemble(
         transformer=config.base,
         vae=config.base,
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> None:
         image_embedder=config.redux or config.base,
         controlnet=config.controlnet or config.base,
         lora=config.lora,
+        dtype=dtype,
     )
     settings = Settings(
         canvas=Canvas("square", config.canvas),
@@ -56,7 +58,7 @@ def main(argv: list[str]) -> None:
         config.output,
         bundle.pipeline,
         settings,
-        dtype=getattr(torch, config.dtype),
+        dtype=dtype,
         sources=sorted({row["package"] for row in photos if row.get("package")}),
         licences=sorted({row["licence"] for row in photos if row.get("licence")}),
     )

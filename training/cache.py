@@ -57,7 +57,8 @@ class Store:
             save_file(dict(rows), unfinished)
             unfinished.replace(shard)
         except (OSError, SafetensorError) as error:
-            unfinished.unlink(missing_ok=True)
+            if unfinished.exists():
+                unfinished.unlink()
             raise ColorFluxError(f"--cache {self.folder} cannot be written: {error}") from error
         self.index |= dict.fromkeys(rows, shard)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
+import torch
 from transformers import HfArgumentParser
 
 from colorflux_core.errors import ColorFluxError
@@ -115,7 +116,7 @@ class LoopConfig(Config):
     gradient_checkpointing: bool = setting(
         False, "compute activations a second time instead of keeping them", may_change=True
     )
-    compile: bool = setting(False, "compile the transformer blocks first", may_change=True)
+    compile_blocks: bool = setting(False, "compile the transformer blocks first", may_change=True)
     shard: bool = setting(
         False, "FSDP2: each device holds its share of what is trained", may_change=True
     )
@@ -208,6 +209,9 @@ def run(main: Callable[[list[str]], None]) -> None:
         main(sys.argv[1:])
     except ColorFluxError as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
+    except torch.cuda.OutOfMemoryError as error:
+        reason = str(error).partition(". ")[0]
+        sys.exit(f"error: {reason}: give a smaller --micro_batch; --plan says what else helps")
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -72,6 +72,7 @@ def statistics(config: LoopConfig, pictures: list[Picture]) -> Tensor:
 
 def latent_encoder(parts: Parts) -> Encode:
     vae = parts.load("vae", dtype=torch.float32).to(parts.device)
+    vae.enable_slicing()
     return in_precision(parts, lambda rgb: pack(encode(vae, rgb)).half())
 
 

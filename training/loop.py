@@ -167,8 +167,8 @@ def train(training: Training, config: LoopConfig) -> None:
                 raise KeyboardInterrupt(f"stopped after step {done} and saved; --resume goes on")
 
     with run.averaged():
-        draw_samples(stage, samples, config, accelerator, steps)
         stage.save(config.artifact or config.output)
+        draw_samples(stage, samples, config, accelerator, steps)
     log.finish()
     accelerator.wait_for_everyone()
 

@@ -65,6 +65,12 @@ def gathered(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
 
 
+def gathered_on_one(tensor: Tensor) -> Tensor | None:
+    """As :func:`gathered`, on the main process alone: many would fill the machine's memory."""
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach().cpu() if devices().is_main_process else None
+
+
 def shared_like(whole: Tensor, like: Tensor) -> Tensor:
     """``whole`` on the device of ``like``, or this device's share of it."""
     whole = whole.to(like.device)

@@ -109,7 +109,7 @@ class Parts:
         """The model on its device, as the flags about memory and speed say."""
         if self.config.gradient_checkpointing and blocks(model):
             checkpoint_blocks(model)
-        if self.config.compile:
+        if self.config.compile_blocks:
             compile_blocks(model)
         if self.config.offload and isinstance(model, FLUX_MODELS):
             offload_blocks(model, self.device)
@@ -169,6 +169,7 @@ def pipeline(
         feature_extractor=feature_extractor(parts.config),
         scheduler=scheduler or load_scheduler(parts.config.base),
     )
+    whole.vae.enable_slicing()
     whole.set_progress_bar_config(disable=True)
     return whole
 
