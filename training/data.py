@@ -114,7 +114,8 @@ def load(dataset: Dataset[Any], workers: int, **options: Any) -> Iterator[Any]:
         )
     except ColorFluxError as error:  # From a worker it comes with a traceback in its text.
         fault = str(error).strip().rpartition("ColorFluxError: ")[2]
-    if fault:  # Raised from here, so that nothing holds on to the workers.
+        error.__traceback__ = None  # It would hold on to the workers.
+    if fault:
         raise ColorFluxError(fault)
 
 
