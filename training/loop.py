@@ -29,7 +29,7 @@ from .config import LoopConfig
 from .data import Batch, Picture, Rows, load
 from .metrics import Means, forget_lines, log_line, peak_memory
 from .order import MicroBatches, generator
-from .parallel import devices, gathered, parallel
+from .parallel import devices, parallel, whole
 from .parts import Parts, PartsConfig
 from .plan import print_plan
 from .sheet import Sheet, forget_sheets, grow_sheet
@@ -93,7 +93,10 @@ def train(training: Training, config: LoopConfig) -> None:
     micro_batch = micro_batch_size(config, accelerator.num_processes)
     if checkpoints(config.output) and not config.resume:
         raise ColorFluxError(f"{config.output} holds a run: give --resume or another --output")
-    config.output.mkdir(parents=True, exist_ok=True)
+    try:
+        config.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ColorFluxError(f"--output {config.output} cannot be made: {error.strerror}") from error
 
     steps = config.steps or max(1, math.ceil(config.epochs * len(rows) / config.batch_size))
     module = parallel(stage, accelerator, config.shard)
@@ -144,7 +147,7 @@ def train(training: Training, config: LoopConfig) -> None:
             asked = torch.tensor(float(request.asked), device=accelerator.device)
             means.add("stop", asked, 1)
             logged = means.over_devices(accelerator)
-            logged["grad_norm"] = gathered(norm).item()
+            logged["grad_norm"] = whole(norm).item()
             stop = logged.pop("stop") > 0
             run.require_sound(logged, step, [rows.photos[row] for row in seen])
             logged["learning_rate"] = run.schedule.get_last_lr()[0]
