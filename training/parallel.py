@@ -60,15 +60,15 @@ def is_unit(module: nn.Module) -> bool:
 BLOCKS = {"FluxTransformerBlock", "FluxSingleTransformerBlock", "SiglipEncoderLayer"}
 
 
-def gathered(tensor: Tensor) -> Tensor:
-    """The whole tensor on the CPU, where devices hold shares of it."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, of which each device may hold a share. All must take part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered_on_one(tensor: Tensor) -> Tensor | None:
-    """As :func:`gathered`, on the main process alone: many would fill the machine's memory."""
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.detach().cpu() if devices().is_main_process else None
+def gathered(tensor: Tensor) -> Tensor | None:
+    """The whole tensor in the main process's memory; the others keep nothing."""
+    complete = whole(tensor)
+    return complete.detach().cpu() if devices().is_main_process else None
 
 
 def shared_like(whole: Tensor, like: Tensor) -> Tensor:
@@ -77,8 +77,3 @@ def shared_like(whole: Tensor, like: Tensor) -> Tensor:
     if isinstance(like, DTensor):
         return distribute_tensor(whole, like.device_mesh, like.placements)
     return whole
-
-
-def whole_weights(module: nn.Module) -> dict[str, Tensor]:
-    """The module's state on the CPU. All devices must take part where it is sharded."""
-    return {name: gathered(tensor) for name, tensor in module.state_dict().items()}

@@ -30,7 +30,7 @@ from colorflux_core.settings import Settings
 from .config import LoopConfig, setting
 from .data import Batch, Picture, read_manifest, views
 from .memory import Held, blocks, checkpoint_blocks, compile_blocks, hold_frozen, offload_blocks
-from .parallel import devices, whole_weights
+from .parallel import devices, gathered
 
 FLUX_MODELS = (FluxTransformer2DModel, FluxControlNetModel)
 SAMPLES = 8
@@ -139,7 +139,7 @@ def save_model(name: str, model: Any, folder: Path) -> None:
 
     All devices must take part; one writes.
     """
-    weights = whole_weights(model)
+    weights = {name: gathered(tensor) for name, tensor in model.state_dict().items()}
     if not devices().is_main_process:
         return
     with torch.device("meta"):

@@ -23,7 +23,7 @@ from .checkpoint import State, newest, require_same
 from .config import LoopConfig
 from .data import Rows, digest
 from .memory import make_optimizer
-from .parallel import gathered_on_one, shared_like
+from .parallel import gathered, shared_like
 
 RECENT = 100
 """Steps whose mean loss a new loss is held against."""
@@ -118,7 +118,7 @@ class RunState:
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "losses": list(self.losses),
         }
-        return tree_map_only(torch.Tensor, gathered_on_one, state)
+        return tree_map_only(torch.Tensor, gathered, state)
 
     @torch.no_grad()
     def restore(self, state: State) -> int:
