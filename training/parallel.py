@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -65,7 +65,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(tensor: Tensor) -> Tensor | None:
+def gathered(tensor: Tensor) -> Any:
     """The whole tensor in the main process's memory; the others keep nothing."""
     complete = whole(tensor)
     return complete.detach().cpu() if devices().is_main_process else None
