@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import SiglipVisionModel
 
 from colorflux_core.color import unit_range
 from colorflux_core.control import control_from_transformer
@@ -90,6 +91,9 @@ class BasicColorStage:
                 self.controlnet = parts.frozen("controlnet")
             self.transformer = parts.freeze(transformer)
         self.models = {name: parts.learning(model) for name, model in learning.items()}
+        tower = self.models.get("image_encoder")
+        if isinstance(tower, SiglipVisionModel):
+            tower.head.requires_grad_(False)  # It comes after the tokens.
         self.trainable = nn.ModuleDict(self.models)
         self.pretrained = parts.frozen("image_embedder")
 
