@@ -51,21 +51,21 @@ class BasicColorConfig(PartsConfig):
     loss: Literal["both", "flow", "distill"] = setting(
         "both", "the terms of Eq. 6 (Table 3); distill loads neither FLUX nor the ControlNet"
     )
-    alpha: float = setting(0.1, "weight of L_distill in Eq. 6")
+    alpha: float = setting(0.1, "weight of L_distill in Eq. 6", low=0)
     train: Literal["redux", "redux+siglip", "redux+controlnet"] = setting(
         "redux",
         "what learns: the paper's 'Redux model' may mean the vision tower too; with the ControlNet,"
         " anew, structure and color are learned jointly (Fig. 5)",
     )
-    double_blocks: int = setting(4, "the transformer's first double blocks to copy for it")
-    single_blocks: int = setting(10, "the transformer's first single blocks to copy for it")
+    double_blocks: int = setting(4, "the transformer's first double blocks to copy for it", low=0)
+    single_blocks: int = setting(10, "the transformer's first single blocks to copy for it", low=0)
     initial_redux: Path | None = setting(
         None, "Redux to start from, such as a distill run's, where it is not the pretrained one"
     )
     token_dropout: float = setting(
         0.0, "share of the image tokens' channels hidden from Redux", low=0, high=0.99
     )
-    min_colorfulness: float = setting(15.0, "photos below this colorfulness are left out")
+    min_colorfulness: float = setting(15.0, "photos below this colorfulness are left out", low=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

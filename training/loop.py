@@ -96,7 +96,9 @@ def train(training: Training, config: LoopConfig) -> None:
     try:
         config.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ColorFluxError(f"--output {config.output} cannot be made: {error.strerror}") from error
+        raise ColorFluxError(
+            f"--output {config.output} cannot be made: {error.strerror}"
+        ) from error
 
     steps = config.steps or max(1, math.ceil(config.epochs * len(rows) / config.batch_size))
     module = parallel(stage, accelerator, config.shard)

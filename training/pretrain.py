@@ -23,7 +23,9 @@ from .vision import convert, image_processor, published_weights, standardize
 
 @dataclass
 class VisionConfig(LoopConfig):
-    image_size: int = setting(256, "side in pixels that the vision tower sees; 32 for each token")
+    image_size: int = setting(
+        256, "side in pixels that the vision tower sees; 32 for each token", low=32
+    )
 
 
 def make_vision(config: VisionConfig) -> None:

@@ -40,10 +40,10 @@ from .sheet import Sheet
 
 @dataclass
 class FluxConfig(PartsConfig):
-    heads: int = setting(2, "attention heads, of FLUX's 128 channels each")
-    double_blocks: int = setting(1, "double-stream MM-DiT blocks")
-    single_blocks: int = setting(4, "single-stream MM-DiT blocks")
-    prompt_width: int = setting(256, "width of the visual prompt's tokens")
+    heads: int = setting(2, "attention heads, of FLUX's 128 channels each", low=1)
+    double_blocks: int = setting(1, "double-stream MM-DiT blocks", low=1)
+    single_blocks: int = setting(4, "single-stream MM-DiT blocks", low=1)
+    prompt_width: int = setting(256, "width of the visual prompt's tokens", low=1)
 
 
 def build_flux(config: FluxConfig) -> FluxTransformer2DModel:

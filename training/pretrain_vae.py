@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
 from colorflux_core.color import rgb_to_ycbcr, unit_range
+from colorflux_core.errors import ColorFluxError
 
 from .config import LoopConfig, setting
 from .data import Batch, Picture, Rows, pixels
@@ -26,11 +27,20 @@ from .sheet import Sheet
 
 @dataclass
 class VaeConfig(LoopConfig):
-    crop: int = setting(64, "side in pixels of the random crops that the decoder trains on")
-    chroma_weight: float = setting(2.0, "weight of the chroma error beside the RGB error")
-    latent_noise: float = setting(
-        0.05, "noise on the latents, for which the flow's will not be exact"
+    crop: int = setting(
+        64, "side in pixels of the random crops that the decoder trains on", low=PATCH
     )
+    chroma_weight: float = setting(2.0, "weight of the chroma error beside the RGB error", low=0)
+    latent_noise: float = setting(
+        0.05, "noise on the latents, for which the flow's will not be exact", low=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop % PATCH or self.crop > self.canvas:
+            raise ColorFluxError(
+                f"--crop {self.crop} must be a multiple of {PATCH}, at most --canvas {self.canvas}"
+            )
 
 
 class VaeStage:

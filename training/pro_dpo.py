@@ -59,8 +59,8 @@ class ProDpoConfig(PartsConfig):
     loss: Literal["dpo", "sft"] = setting(
         "dpo", "Eq. 4, or plain fine-tuning on the winners (Table 4)"
     )
-    fading_low: float = setting(0.5, "strongest fading factor; 0.75 in stage B")
-    fading_high: float = setting(0.8, "mildest fading factor; 0.95 in stage B")
+    fading_low: float = setting(0.5, "strongest fading factor; 0.75 in stage B", low=0)
+    fading_high: float = setting(0.8, "mildest fading factor; 0.95 in stage B", low=0)
     overexposure: bool = setting(False, "let brightness go above 1 as well")
     pairs: int = setting(
         0,
@@ -70,15 +70,19 @@ class ProDpoConfig(PartsConfig):
     )
     rank: int = setting(32, "rank of the LoRA", low=1)
     initial_lora: Path | None = setting(None, "stage A's LoRA, for stage B to go on from")
-    beta: float = setting(1000.0, "Eq. 4's beta, for errors that are means over dimensions")
+    beta: float = setting(1000.0, "Eq. 4's beta, for errors that are means over dimensions", low=0)
     beta_schedule: Literal["constant", "time"] = setting(
         "constant", "constant beta, or beta (1 - t)^2"
     )
-    min_colorfulness: float = setting(15.0, "photos below this colorfulness are left out")
-    min_saturation: float = setting(0.3, "photos below this mean HSV saturation are left out")
-    max_saturation: float = setting(0.7, "photos above this mean HSV saturation are left out")
-    min_value: float = setting(0.4, "photos below this mean HSV value are left out")
-    max_value: float = setting(0.8, "photos above this mean HSV value are left out")
+    min_colorfulness: float = setting(15.0, "photos below this colorfulness are left out", low=0)
+    min_saturation: float = setting(
+        0.3, "photos below this mean HSV saturation are left out", low=0, high=1
+    )
+    max_saturation: float = setting(
+        0.7, "photos above this mean HSV saturation are left out", low=0, high=1
+    )
+    min_value: float = setting(0.4, "photos below this mean HSV value are left out", low=0, high=1)
+    max_value: float = setting(0.8, "photos above this mean HSV value are left out", low=0, high=1)
 
 
 class ProDpoStage:

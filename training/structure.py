@@ -39,8 +39,8 @@ class StructureConfig(PartsConfig):
     epochs: float = setting(
         5.0, "passes over the views, where --steps is 0", low=0, may_change=True
     )
-    double_blocks: int = setting(4, "the transformer's first double blocks to copy")
-    single_blocks: int = setting(10, "the transformer's first single blocks to copy")
+    double_blocks: int = setting(4, "the transformer's first double blocks to copy", low=0)
+    single_blocks: int = setting(10, "the transformer's first single blocks to copy", low=0)
     initial_controlnet: Path | None = setting(
         None, "a ControlNet to go on from, instead of copied blocks"
     )
