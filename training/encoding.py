@@ -11,6 +11,7 @@ from torch import Tensor
 
 from colorflux_core.color import colorfulness, hsv_statistics
 from colorflux_core.components import part_path
+from colorflux_core.errors import ColorFluxError
 from colorflux_core.latents import encode, pack
 from colorflux_core.visual_prompt import image_tokens
 
@@ -103,7 +104,11 @@ def cached(
     dtype: torch.dtype,
 ) -> Cached:
     """A picture's row is found again by its content, the encoder's files and the precision."""
-    encoder = fingerprint(part_path(part, source(config, part)[1]))
+    flag, base = source(config, part)
+    try:
+        encoder = fingerprint(part_path(part, base))
+    except ColorFluxError as error:
+        raise ColorFluxError(f"--{flag} {base}: {error}") from error
     store = Store(config.cache / f"{name}-{encoder[:16]}-{config.precision}")
     fill(store, pictures, make_encode, config.workers)
     return Cached(store, [picture.key for picture in pictures], dtype)
