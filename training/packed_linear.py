@@ -68,6 +68,7 @@ class NF4Linear(PackedLinear):
 
     def unpack(self, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         shape = (self.out_features, self.in_features)
+        scale = scale.float()  # FSDP's mixed precision may have halved it.
         return torch.ops.bitsandbytes.dequantize_4bit(weight, scale, 64, "nf4", shape, dtype)
 
 
