@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import torch
 from transformers import HfArgumentParser
 
+from colorflux_core.command_line import quiet_libraries
 from colorflux_core.errors import ColorFluxError
 
 if sys.version_info >= (3, 11):
@@ -204,6 +205,7 @@ def recipe_flags(recipe: Path) -> list[str]:
 def run(main: Callable[[list[str]], None]) -> None:
     """A trainer's command line: errors that users can mend, and being stopped, end in one line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    quiet_libraries()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(sys.argv[1:])

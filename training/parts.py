@@ -33,6 +33,7 @@ from .memory import Held, blocks, checkpoint_blocks, compile_blocks, hold_frozen
 from .parallel import devices, gathered
 
 FLUX_MODELS = (FluxTransformer2DModel, FluxControlNetModel)
+PACKED = ("fp8", "nf4")
 SAMPLES = 8
 
 
@@ -64,6 +65,8 @@ class PartsConfig(LoopConfig):
         super().__post_init__()
         if self.precision == "no" and self.frozen != "float32":
             raise ColorFluxError(f"--frozen {self.frozen} needs --precision bf16 or fp16")
+        if self.shard and self.optimizer == "adamw8bit":
+            raise ColorFluxError("--shard does not go with --optimizer adamw8bit: take adamw")
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -99,10 +102,11 @@ class Parts:
 
     def hold(self, model: nn.Module) -> Any:
         """The model with weights that do not learn, held as ``--frozen`` says."""
-        device = torch.device("cpu") if self.config.offload else self.device
-        how = self.config.frozen
-        if how in ("fp8", "nf4") and not isinstance(model, FLUX_MODELS):
-            how = "bfloat16"
+        how, device = self.config.frozen, self.device
+        if not isinstance(model, FLUX_MODELS):
+            how = "bfloat16" if how in PACKED else how
+        elif self.config.offload and how not in PACKED:  # Packing is work for the device.
+            device = torch.device("cpu")
         return hold_frozen(model, how, device)
 
     def place(self, model: nn.Module) -> Any:
@@ -121,8 +125,7 @@ class Parts:
 
 
 def held_type(config: PartsConfig) -> torch.dtype:
-    quantized = config.frozen in ("fp8", "nf4")
-    return torch.bfloat16 if quantized else getattr(torch, config.frozen)
+    return torch.bfloat16 if config.frozen in PACKED else getattr(torch, config.frozen)
 
 
 def source(config: PartsConfig, name: str) -> tuple[str, Path]:
