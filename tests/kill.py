@@ -14,6 +14,7 @@ import random
 import sys
 import tempfile
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -36,13 +37,13 @@ def run(setup: Setup, stage: str, output: Path, steps: int) -> None:
     train(setup.training(stage, config), config)
 
 
-def start(*args: object) -> multiprocessing.Process:
+def start(*args: object) -> BaseProcess:
     process = multiprocessing.get_context("fork").Process(target=run, args=args)
     process.start()
     return process
 
 
-def finished(process: multiprocessing.Process) -> None:
+def finished(process: BaseProcess) -> None:
     process.join()
     if process.exitcode:
         sys.exit(f"the run ended with {process.exitcode}")

@@ -46,8 +46,7 @@ def together(
     output = tmp_path_factory.mktemp("together")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*launch, "-m", "tests.train_on_devices", setup.folder, output]
-        + [request.param] * (request.param == "shard"),
+        [*launch, "-m", "tests.train_on_devices", str(setup.folder), str(output), request.param],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
