@@ -24,7 +24,6 @@ from colorflux_core.bundle import LORA, Bundle, load_bundle
 from colorflux_core.bundle_config import find_bundle
 from colorflux_core.color import (
     colorfulness,
-    fade,
     grayscale,
     luminance,
     merge_luminance,
@@ -35,7 +34,9 @@ from colorflux_core.color import (
 )
 from colorflux_core.colorization import colorize
 from colorflux_core.visual_prompt import image_tokens
-from training.data import open_rgb, read_manifest, squash, to_uint8, views
+from training.data import Photo, load, pixels, read_manifest, views
+from training.order import Place, generator
+from training.parts import Parts
 from training.pro_dpo import ProDpoConfig, ProDpoStage, preference_rows
 
 SIDE = 256
@@ -131,20 +132,20 @@ def with_chroma(planes: Tensor, gray: Tensor) -> Tensor:
     return merge_luminance(ycbcr_to_rgb(torch.cat([y, smooth], dim=1)), y)
 
 
-def stack(photos: list[Path], per_photo: int = 1) -> Tensor:
-    return unit_range(torch.stack([to_uint8(v) for v in views(photos, SIDE, per_photo, seed=0)]))
+def stack(photos: list[Photo], per_photo: int = 1) -> Tensor:
+    return unit_range(pixels(views(photos, SIDE, per_photo, seed=0)))
 
 
-def faded(photos: list[Path], low: float, high: float) -> Tensor:
+def faded(photos: list[Photo], low: float, high: float) -> Tensor:
     """Each whole photo with a fading of its own, seeded by its name."""
-    pictures = []
-    for photo in photos:
-        fading = sample_fading(random.Random(photo.name), low, high)
-        pictures.append(to_uint8(fade(squash(open_rgb(photo), SIDE), fading)))
-    return unit_range(torch.stack(pictures))
+    pictures = [
+        replace(whole, fading=sample_fading(random.Random(whole.photo.file.name), low, high))
+        for whole in views(photos, SIDE, 1, seed=0)
+    ]
+    return unit_range(pixels(pictures))
 
 
-def on_gray_inputs(bundle: Bundle, train: list[Path], held_out: list[Path]) -> None:
+def on_gray_inputs(bundle: Bundle, train: list[Photo], held_out: list[Photo]) -> None:
     true = stack(held_out)
     gray = grayscale(true)
     pipeline, views_of_train = bundle.pipeline, stack(train, 3)
@@ -171,7 +172,7 @@ def on_gray_inputs(bundle: Bundle, train: list[Path], held_out: list[Path]) -> N
     table(rows, true)
 
 
-def on_faded_inputs(bundle: Bundle, held_out: list[Path]) -> None:
+def on_faded_inputs(bundle: Bundle, held_out: list[Photo]) -> None:
     true = stack(held_out)
     print(f"\nFaded inputs, {len(true)} photos: mean distance to the true photo's\n")
     print(f"{'':34}{'colorfulness':>13}{'contrast':>10}{'brightness':>12}")
@@ -194,11 +195,11 @@ def on_faded_inputs(bundle: Bundle, held_out: list[Path]) -> None:
             print(f"{label:40}{colorful:7.2f}{contrast:10.4f}{brightness:12.4f}")
 
 
-def on_pairs(bundle: Bundle, folder: Path, held_out: list[Path], draws: int = 4) -> None:
+def on_pairs(bundle: Bundle, folder: Path, held_out: list[Photo], draws: int = 4) -> None:
     """Does the LoRA prefer the photo to its faded self, beside the reference? Eq. 4's margin."""
-    true = torch.stack([to_uint8(squash(open_rgb(photo), SIDE)) for photo in held_out])
     print("\nPreference pairs that training never saw\n")
     for low, high in ((0.5, 0.8), (0.75, 0.95)):
+        accuracy = []
         with TemporaryDirectory() as cache:
             config = ProDpoConfig(
                 base=folder,
@@ -208,18 +209,22 @@ def on_pairs(bundle: Bundle, folder: Path, held_out: list[Path], draws: int = 4)
                 guidance=bundle.settings.guidance,
                 fading_low=low,
                 fading_high=high,
+                pairs=1,
+                precision="no",
+                frozen="float32",
                 cache=Path(cache),
             )
-            rows = preference_rows(true, torch.ones(len(true), dtype=torch.bool), config)
-        stage = ProDpoStage(config, true[:1])
-        batch = rows.batch(torch.arange(len(rows)))
-        accuracy = []
-        for seed in range(draws):
-            drawn = stage.draw(batch, torch.Generator().manual_seed(seed))
-            for start in range(0, len(true), 16):
-                micro = {name: column[start : start + 16] for name, column in drawn.items()}
+            parts = Parts(config)
+            rows = preference_rows(views(held_out, SIDE, 1, seed=0), config, parts)
+            stage = ProDpoStage(config, parts)
+            places = [Place(place % len(rows), place) for place in range(draws * len(rows))]
+            for batch in load(rows, workers=0, sampler=places, batch_size=16):
+                drawn = stage.draw(
+                    batch, [generator(0, place) for place in batch["place"].tolist()]
+                )
                 with torch.no_grad():
-                    accuracy.append(stage.loss(micro)[1]["implicit_accuracy"].item())
+                    logit = stage.loss(drawn)[1]["logit"]
+                accuracy += (logit > 0).tolist()
         print(f"implicit accuracy, fading {low}-{high}: {sum(accuracy) / len(accuracy):.2f}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -109,7 +109,8 @@ def test_flux1_dev_with_black_forest_labs_keys(
     state = {f"{prefix}{key}": tensor for key, tensor in black_forest_keys().items()}
     assert len(state) == 780
     monkeypatch.setattr(components, "load_file", lambda _: state)
-    loaded = components._from_file("transformer", Path("flux1-dev.safetensors"), torch.bfloat16)
+    file = Path("flux1-dev.safetensors")
+    loaded = components._from_file("transformer", file, torch.bfloat16, weights=True)
     with torch.device("meta"):
         true = FluxTransformer2DModel(guidance_embeds=True)
     assert shape(loaded) == shape(true)
@@ -181,6 +182,43 @@ def test_weights_come_in_the_dtype_asked_for(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         loaded = load_model("controlnet", path, dtype)
         assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+
+
+def assert_skeleton(skeleton: nn.Module, whole: nn.Module) -> None:
+    assert {parameter.device.type for parameter in skeleton.parameters()} == {"meta"}
+    outlines = [
+        {name: (p.shape, p.dtype) for name, p in model.named_parameters()}
+        for model in (skeleton, whole)
+    ]
+    assert outlines[0] == outlines[1]
+
+
+@pytest.mark.parametrize("tower", ["siglip", "lite"])
+def test_a_skeleton_needs_no_weights(tower: Literal["siglip", "lite"], tmp_path: Path) -> None:
+    """Of a folder, its config.json is enough."""
+    tiny_pipeline(tower).save_pretrained(tmp_path)
+    whole = {name: load_model(name, tmp_path, torch.bfloat16) for name in components.MODELS}
+    for file in tmp_path.rglob("*.safetensors"):
+        file.unlink()
+    for name, model in whole.items():
+        assert_skeleton(load_model(name, tmp_path, torch.bfloat16, weights=False), model)
+
+
+def test_a_skeleton_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(components, "FLUX_VAE", TINY_VAE)
+    monkeypatch.setattr(components, "SIGLIP_SO400M", SIGLIP)
+    tower = tiny_siglip().state_dict()
+    pipeline, vae = tiny_pipeline(), AutoencoderKL(**TINY_VAE)
+    for name, state in (
+        ("transformer", pipeline.transformer.state_dict()),
+        ("controlnet", pipeline.controlnet.state_dict()),
+        ("image_embedder", pipeline.image_embedder.state_dict()),
+        ("vae", ldm_keys(vae.state_dict())),
+        ("image_encoder", {f"vision_model.{k}": v for k, v in tower.items()}),
+    ):
+        path = saved(state, tmp_path)
+        skeleton = load_model(name, path, torch.bfloat16, weights=False)
+        assert_skeleton(skeleton, load_model(name, path, torch.bfloat16))
 
 
 def test_files_that_are_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ def test_against_the_equation_by_hand() -> None:
     """The winner's error falls from 4 to 1, the loser's rises from 9 to 16; beta is 1/5."""
     one = torch.ones(1, 1, 1)
     terms = preference_terms(one, 4 * one, 2 * one, 3 * one, 0 * one, 0 * one, torch.tensor([0.2]))
-    # -1/10 ((1 - 4) - (16 - 9))
+    assert terms.margin.item() == pytest.approx(10)  # -((1 - 4) - (16 - 9))
     assert terms.logit.item() == pytest.approx(1)
     assert terms.loss.item() == pytest.approx(math.log(1 + math.exp(-1)))
     assert terms.winner_error == 1
@@ -199,13 +199,14 @@ def test_the_sign_prefers_the_winner() -> None:
 
 def test_implicit_accuracy_is_a_share_of_the_pairs() -> None:
     logit = torch.tensor([3.0, -2.0, 0.0, 1e-9, -1e-9])
-    terms = PreferenceTerms(logit, torch.zeros(5), torch.zeros(5))
+    terms = PreferenceTerms(logit, *torch.zeros(3, 5))
     assert terms.implicit_accuracy.item() == pytest.approx(2.5 / 5)
 
 
 def test_beta_scales_the_logit_alone() -> None:
     one, many = Pair().terms(0.01, -0.02), Pair().terms(0.01, -0.02, beta=1000)
     torch.testing.assert_close(many.logit, 1000 * one.logit)
+    assert torch.equal(many.margin, one.margin)
     assert torch.equal(many.winner_error, one.winner_error)
     assert torch.equal(many.loser_error, one.loser_error)
 
