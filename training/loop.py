@@ -59,6 +59,11 @@ class Stage(Protocol):
         """Write the stage's artifact. All devices take part; one writes."""
 
 
+class PlannedStage(Stage, Protocol):
+    def blank(self, rows: int) -> Batch:
+        """What the loss would be given, in zeros."""
+
+
 class Training(NamedTuple):
     """A stage, what it trains on, and the pictures that its sample sheets show."""
 
@@ -69,7 +74,7 @@ class Training(NamedTuple):
 
 def start(
     config: Config,
-    stage: Callable[[Config, Parts], Stage],
+    stage: Callable[[Config, Parts], PlannedStage],
     prepare: Callable[[Config], Training],
 ) -> None:
     """What a stage's command does: print the plan, or train."""

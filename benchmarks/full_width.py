@@ -1,0 +1,345 @@
+"""FLUX.1-dev's width with few blocks and random weights: real steps, and their memory by `--plan`.
+
+    python -m benchmarks.full_width memory [--canvas N] [--stages NAME ...]
+    python -m benchmarks.full_width steps [--stages NAME ...]
+
+``memory``: the peak of one step of each stage on slices of FLUX, measured on the CPU, beside the
+plan of the same slice; both are then extrapolated by the number of blocks to FLUX.1-dev's 19 + 38
+(ControlNet 4 + 10) and held against the plan for that. ``steps``: each stage's command, on a base
+of 2 + 2 blocks, in every type that frozen weights can be held in; what it leaves is loaded by stock
+diffusers.
+
+Every measurement is a process of its own. Its peak is the resident set's, less what was resident
+before the stage was made. Three things are arranged to be as on CUDA: large tensors are given back
+to the system as soon as they are freed, AdamW is fused, and norms run in float32 (`norms_of_cuda`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# The parent must stay small: a child's peak begins at the size of its parent.
+if TYPE_CHECKING:
+    from training.parts import PartsConfig
+
+GIB = 2**30
+DEV = (19, 38, 4, 10)
+"""Double and single blocks of FLUX.1-dev, then of its ControlNet."""
+
+SLICES = {
+    "structure": [(1, 1, 1, 1), (2, 1, 1, 1), (1, 2, 1, 1), (2, 1, 2, 1), (1, 2, 1, 2)],
+    "basic_color": [(1, 1, 1, 1), (2, 1, 1, 1), (1, 2, 1, 1), (2, 1, 2, 1), (1, 2, 1, 2)],
+    "pro_dpo": [(1, 1, 1, 1), (2, 1, 1, 1), (1, 2, 1, 1), (2, 1, 2, 1), (1, 2, 1, 2)],
+}
+"""Numbers of blocks from which a base and what each kind of block adds can be told."""
+
+
+def write_base(folder: Path, blocks: tuple[int, ...], **vision: int) -> None:
+    """The config.json files of a base at FLUX.1-dev's width."""
+    from colorflux_core.components import FLUX_VAE, SIGLIP_SO400M
+
+    double, single, control_double, control_single = blocks
+    flux = {
+        "attention_head_dim": 128,
+        "guidance_embeds": True,
+        "in_channels": 64,
+        "joint_attention_dim": 4096,
+        "num_attention_heads": 24,
+        "pooled_projection_dim": 768,
+    }
+    control = {"num_layers": control_double, "num_single_layers": control_single}
+    for name, config in {
+        "transformer": flux | {"num_layers": double, "num_single_layers": single},
+        "controlnet": flux | control,
+        "vae": FLUX_VAE,
+        "image_encoder": SIGLIP_SO400M | {"model_type": "siglip_vision_model"} | vision,
+        "image_embedder": {"redux_dim": 1152, "txt_in_features": 4096},
+    }.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes when most is held: throughout the training, and in its steps alone."""
+
+    held: float
+    step: float
+
+    @property
+    def total(self) -> float:
+        return self.held + self.step
+
+
+def make_config(name: str, folder: Path, canvas: int, blocks: tuple[int, ...]) -> PartsConfig:
+    from training.basic_color import BasicColorConfig
+    from training.pro_dpo import ProDpoConfig
+    from training.structure import StructureConfig
+
+    common: dict[str, Any] = {
+        "base": folder,
+        "canvas": canvas,
+        "batch_size": 1,
+        "gradient_checkpointing": True,
+    }
+    if name == "structure":
+        return StructureConfig(**common, double_blocks=blocks[2], single_blocks=blocks[3])
+    return BasicColorConfig(**common) if name == "basic_color" else ProDpoConfig(**common, pairs=1)
+
+
+def stage_class(name: str) -> Any:
+    from training.basic_color import BasicColorStage
+    from training.pro_dpo import ProDpoStage
+    from training.structure import StructureStage
+
+    stages = {
+        "structure": StructureStage,
+        "basic_color": BasicColorStage,
+        "pro_dpo": ProDpoStage,
+    }
+    return stages[name]
+
+
+def planned(name: str, canvas: int, blocks: tuple[int, ...]) -> Peak:
+    from training.plan import make_plan
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_base(Path(folder), blocks)
+        config = make_config(name, Path(folder), canvas, blocks)
+        sizes = make_plan(config, stage_class(name)).phases["training"]
+    step = sizes["gradients"] + sizes["activations"]
+    return Peak(sum(sizes.values()) - step, step)
+
+
+def measured(name: str, canvas: int, blocks: tuple[int, ...]) -> Peak:
+    import torch
+
+    from training.footprint import norms_of_cuda
+    from training.parts import Parts
+
+    class RandomParts(Parts):
+        """Parts of the right shapes whose weights are made up."""
+
+        def load(self, name: str, path: Path | None = None, dtype: Any = None) -> Any:
+            skeleton = Parts(self.config, weights=False).load(name, path, dtype)
+            return random_weights(skeleton.to_empty(device="cpu"))
+
+    with tempfile.TemporaryDirectory() as folder, norms_of_cuda():
+        write_base(Path(folder), blocks)
+        config = make_config(name, Path(folder), canvas, blocks)
+        before = resident("VmRSS")
+        stage = stage_class(name)(config, RandomParts(config))
+        batch = stage.blank(1)
+        learning = [weight for weight in stage.trainable.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(learning, fused=True)
+
+        def step() -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, _ = stage.loss(batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(learning, config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        step()  # makes the optimizer's states
+        held = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # The peak starts anew.
+        step()
+    return Peak(held - before, resident("VmHWM") - held)
+
+
+def random_weights(model: Any) -> Any:
+    for weight in model.parameters():
+        weight.data.normal_(0, 0.02)
+    return model
+
+
+def resident(field: str) -> int:
+    """Bytes of this process's memory, from Linux: VmRSS now, VmHWM at its peak."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def quiet() -> None:
+    import diffusers
+
+    warnings.simplefilter("ignore")
+    diffusers.utils.logging.set_verbosity_error()
+
+
+def in_a_process(function: Any, *args: Any) -> Any:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, initializer=quiet) as pool:
+        return pool.apply(function, args)
+
+
+def extrapolated(slices: Sequence[tuple[int, ...]], peaks: list[float]) -> float:
+    """The peak at FLUX.1-dev's numbers of blocks, to which each kind adds its own."""
+    import numpy as np
+
+    per_block = np.linalg.solve([(1, *blocks) for blocks in slices], peaks)
+    return float(np.dot((1, *DEV), per_block))
+
+
+TYPES = [
+    ("no", "float32"),
+    ("bf16", "bfloat16"),
+    ("fp16", "float16"),
+    ("bf16", "fp8"),
+    ("bf16", "nf4"),
+]
+"""--precision and --frozen."""
+
+
+def run_steps(stages: list[str]) -> None:
+    print("2 + 2 blocks, ControlNet 1 + 1, canvas 64, 16 tokens of a photo; seconds with loading")
+    with tempfile.TemporaryDirectory() as folder:
+        in_a_process(write_everything, Path(folder))
+        for name in stages:
+            for precision, frozen in TYPES:
+                began = time.perf_counter()
+                done = in_a_process(one_step, name, Path(folder), precision, frozen)
+                seconds = time.perf_counter() - began
+                print(f"{name:12}{precision:>6}{frozen:>10}{seconds:6.0f}  {done}", flush=True)
+
+
+def write_everything(folder: Path) -> None:
+    """A base with made-up weights, two photos and their manifest."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from PIL import Image
+
+    from colorflux_core.components import FLUX_SCHEDULE, MODELS, SiglipImageProcessor, load_model
+
+    base = folder / "base"
+    write_base(base, (2, 2, 1, 1), image_size=56, num_hidden_layers=2)
+    for name in MODELS:
+        model = load_model(name, base, torch.bfloat16, weights=False).to_empty(device="cpu")
+        random_weights(model).save_pretrained(base / name)
+    size = {"height": 56, "width": 56}
+    SiglipImageProcessor(size=size).save_pretrained(base / "feature_extractor")
+    FlowMatchEulerDiscreteScheduler(**FLUX_SCHEDULE).save_pretrained(base / "scheduler")
+    for split in ("train", "validation"):
+        noise = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(folder / f"{split}.png")
+    lines = ("file,split", "train.png,train", "validation.png,validation")
+    (folder / "photos.csv").write_text("\n".join(lines), encoding="utf-8")
+
+
+def one_step(name: str, folder: Path, precision: str, frozen: str) -> str:
+    """Run the stage's command for a step and load what it leaves; says how that went."""
+    from importlib import import_module
+
+    from colorflux_core.errors import ColorFluxError
+
+    output = folder / f"{name}-{precision}-{frozen}"
+    flags: dict[str, Any] = {
+        "base": folder / "base",
+        "manifest": folder / "photos.csv",
+        "cache": folder / "cache",
+        "output": output,
+        "canvas": 64,
+        "steps": 1,
+        "batch_size": 1,
+        "workers": 0,
+        "tracker": "none",
+        "gradient_checkpointing": True,
+        "precision": precision,
+        "frozen": frozen,
+    }
+    own = {
+        "structure": {"double_blocks": 1, "single_blocks": 1},
+        "basic_color": {"min_colorfulness": 0},
+        "pro_dpo": {"min_saturation": 0, "max_saturation": 1, "min_value": 0, "max_value": 1},
+    }
+    argv = [f"--{flag}={value}" for flag, value in (flags | own[name]).items()]
+    try:
+        import_module(f"training.{name}").main(argv)
+        loss = json.loads((output / "metrics.jsonl").read_text(encoding="utf-8"))["loss"]
+        return f"loss {loss:.4f}, {load_artifact(name, folder / 'base', output)}"
+    except (ColorFluxError, ValueError) as error:
+        return f"refused: {error}"
+    finally:
+        shutil.rmtree(output, ignore_errors=True)
+
+
+def load_artifact(name: str, base: Path, output: Path) -> str:
+    """Load a stage's artifact as users of stock diffusers do."""
+    import torch
+    from diffusers import FluxControlNetModel, FluxTransformer2DModel
+    from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
+
+    if name == "structure":
+        model = FluxControlNetModel.from_pretrained(output / "controlnet", local_files_only=True)
+    elif name == "basic_color":
+        model = ReduxImageEncoder.from_pretrained(output / "image_embedder", local_files_only=True)
+    else:
+        model = FluxTransformer2DModel.from_pretrained(
+            base / "transformer", torch_dtype=torch.bfloat16, local_files_only=True
+        )
+        model.load_lora_adapter(output / "pro_dpo.safetensors", prefix="transformer")
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise ValueError("the artifact is not finite")
+    return f"{type(model).__name__} loads"
+
+
+def compare_memory(stages: list[str], canvas: int) -> None:
+    print(f"canvas {canvas}, one row, bf16, gradient checkpointing; GiB, of it in the step alone")
+    print(f"{'stage':12}{'blocks':>16}{'measured':>16}{'plan':>16}{'ratio':>7}{'':>8}seconds")
+    for name in stages:
+        slices, rows = SLICES[name], []
+        for blocks in slices:
+            began = time.perf_counter()
+            rows.append(in_a_process(measured, name, canvas, blocks))
+            seconds = time.perf_counter() - began
+            print(
+                line(name, blocks, rows[-1], in_a_process(planned, name, canvas, blocks), seconds)
+            )
+        held = extrapolated(slices, [peak.held for peak in rows])
+        step = extrapolated(slices, [peak.step for peak in rows])
+        print(line(name, DEV, Peak(held, step), in_a_process(planned, name, canvas, DEV)))
+
+
+def line(
+    stage: str, blocks: tuple[int, ...], measured: Peak, plan: Peak, seconds: float = 0
+) -> str:
+    numbers = "{}+{}, {}+{}".format(*blocks)
+    peaks = (f"{peak.total / GIB:8.3f} {peak.step / GIB:7.3f}" for peak in (measured, plan))
+    ratios = f"{measured.total / plan.total:7.3f} {measured.step / plan.step:7.3f}"
+    return (
+        f"{stage:12}{numbers:>16}"
+        + "".join(peaks)
+        + ratios
+        + (f"{seconds:8.0f}" if seconds else "  extrapolated")
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=("memory", "steps"))
+    parser.add_argument("--canvas", type=int, default=512)
+    parser.add_argument("--stages", nargs="+", choices=tuple(SLICES), default=[*SLICES])
+    args = parser.parse_args()
+    # The allocator reads this when a child starts.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"
+    if args.what == "memory":
+        compare_memory(args.stages, args.canvas)
+    else:
+        run_steps(args.stages)
+
+
+if __name__ == "__main__":
+    main()
