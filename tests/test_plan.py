@@ -204,6 +204,11 @@ def test_a_plan_reads_no_weights(
     assert not config.output.exists()
 
 
+def test_one_machine_plans_for_several(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
+    print_plan(make_config(setup, "structure", micro_batch=1, devices=2), StructureStage)
+    assert "on each of 2 devices" in capsys.readouterr().out
+
+
 def test_what_does_not_fit_is_refused_with_what_would(
     setup: Setup, plan: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

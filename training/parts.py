@@ -54,6 +54,12 @@ class PartsConfig(LoopConfig):
     plan: bool = setting(
         False, "print what would be loaded and the memory it takes, then stop", may_change=True
     )
+    devices: int = setting(
+        0,
+        "devices that --plan is for; 0 takes those that it is launched on",
+        low=0,
+        may_change=True,
+    )
     memory: float = setting(
         0.0,
         "GiB of the device that --plan is for; 0 takes this machine's GPU",

@@ -91,7 +91,7 @@ class Plan:
 
 def print_plan(config: PartsConfig, make_stage: MakeStage) -> None:
     """Raises ColorFluxError, which says what to change, when the device is too small."""
-    processes = devices().num_processes
+    processes = config.devices or devices().num_processes
     plan = make_plan(config, make_stage, processes)
     memory = round(config.memory * GIB) or device_memory()
     if devices().is_main_process:
