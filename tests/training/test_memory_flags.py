@@ -39,6 +39,7 @@ def test_in_half_precision_it_learns_alike(
         assert compared
         for error in compared:
             assert half[error] == pytest.approx(whole[error], rel=NEAR)
+            assert half[error] != whole[error]  # It does compute in half precision.
     held = {(p.requires_grad, p.dtype) for m in modules(run.stage) for p in m.parameters()}
     assert held <= {(True, torch.float32), (False, torch.bfloat16)}
     assert ((False, torch.bfloat16) in held) == (name != "flux")  # All of it learns.
@@ -68,6 +69,7 @@ def test_the_autoencoder_learns_in_half_precision(
     trained_stage(setup, "vae", tmp_path, steps=2, precision="bf16")
     for half, whole in zip(metrics(tmp_path), metrics(trained("vae").output), strict=False):
         assert half["loss"] == pytest.approx(whole["loss"], rel=NEAR)
+        assert half["loss"] != whole["loss"]
 
 
 @pytest.mark.parametrize("frozen", ["bfloat16", "float16", "fp8", "nf4"])
