@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ class Cached:
 def latents(parts: Parts, pictures: list[Picture]) -> Cached:
     """Packed latents (L, 64) of each picture, in float32; they are kept as float16."""
     return cached(
-        parts.config, "latents", "vae", pictures, lambda: latent_encoder(parts), torch.float32
+        parts.config, "latents", ("vae",), pictures, lambda: latent_encoder(parts), torch.float32
     )
 
 
@@ -46,7 +47,7 @@ def tokens(parts: Parts, pictures: list[Picture]) -> Cached:
     return cached(
         parts.config,
         "tokens",
-        "image_encoder",
+        ("image_encoder", "feature_extractor"),
         pictures,
         lambda: token_encoder(parts),
         torch.bfloat16,
@@ -98,15 +99,15 @@ def in_precision(parts: Parts, encode: Encode) -> Encode:
 def cached(
     config: PartsConfig,
     name: str,
-    part: str,
+    encoder_parts: tuple[str, ...],
     pictures: list[Picture],
     make_encode: Callable[[], Encode],
     dtype: torch.dtype,
 ) -> Cached:
     """A picture's row is found again by its content, the encoder's files and the precision."""
-    flag, base = source(config, part)
+    flag, base = source(config, encoder_parts[0])
     try:
-        encoder = fingerprint(part_path(part, base))
+        encoder = fingerprint(*(part_path(part, base) for part in encoder_parts))
     except ColorFluxError as error:
         raise ColorFluxError(f"--{flag} {base}: {error}") from error
     store = Store(config.cache / f"{name}-{encoder[:16]}-{config.precision}")
@@ -114,7 +115,7 @@ def cached(
     return Cached(store, [picture.key for picture in pictures], dtype)
 
 
-def fingerprint(path: Path) -> str:
-    """A hash of a model's file or of the files in its folder."""
-    files = sorted(path.glob("*.[js]*")) if path.is_dir() else [path]
-    return digest(*(file.read_bytes() for file in files))
+def fingerprint(*paths: Path) -> str:
+    """A hash of models' files, or of the files in their folders."""
+    files = [sorted(path.glob("*.[js]*")) if path.is_dir() else [path] for path in paths]
+    return digest(*(file.read_bytes() for file in chain(*files)))

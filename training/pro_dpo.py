@@ -84,6 +84,13 @@ class ProDpoConfig(PartsConfig):
     min_value: float = setting(0.4, "photos below this mean HSV value are left out", low=0, high=1)
     max_value: float = setting(0.8, "photos above this mean HSV value are left out", low=0, high=1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fading_low > self.fading_high:
+            raise ColorFluxError(
+                f"--fading_low {self.fading_low} is above --fading_high {self.fading_high}"
+            )
+
 
 class ProDpoStage:
     def __init__(self, config: ProDpoConfig, parts: Parts) -> None:

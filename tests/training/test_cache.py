@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -225,6 +226,18 @@ def test_the_scale_of_the_latents_is_the_encoders_too(setup: Setup, tmp_path: Pa
     (base / "vae" / "config.json").write_text(changed, encoding="utf-8")
     second = read(latents(Parts(config), pictures), pictures)
     torch.testing.assert_close(second, 2 * first, atol=4e-3, rtol=2e-3)
+
+
+def test_the_preprocessing_is_the_vision_towers_too(setup: Setup, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(setup.folder / "base", base)
+    pictures = views(save_photos(tmp_path / "photos", 1), CANVAS, 1, 0)
+    config = setup.config("structure", tmp_path, base=base, cache=tmp_path / "cache")
+    first = read(tokens(Parts(config), pictures), pictures)
+    file = base / "feature_extractor" / "preprocessor_config.json"
+    options = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(options | {"image_mean": [0.2] * 3}), encoding="utf-8")
+    assert not torch.equal(read(tokens(Parts(config), pictures), pictures), first)
 
 
 def test_rows_are_kept_in_half_the_bits(setup: Setup, tmp_path: Path) -> None:

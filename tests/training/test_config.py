@@ -293,3 +293,8 @@ def test_ctrl_c_before_the_first_step_ends_it_in_one_line(
 
     assert ending(monkeypatch, interrupted) == 130
     assert capsys.readouterr().err == "stopped; the same command goes on from here\n"
+
+
+def test_a_fading_range_that_is_turned_around_is_named() -> None:
+    with pytest.raises(ColorFluxError, match=r"--fading_low 0\.9 is above --fading_high 0\.8"):
+        parse(ProDpoConfig, ["--fading_low", "0.9"])
