@@ -36,22 +36,26 @@ class Cached:
 
 
 def latents(parts: Parts, pictures: list[Picture]) -> Cached:
-    """Packed latents (L, 64) of each picture, in float32; they are kept as float16."""
+    """Packed latents (L, 64) of each picture, in float32; half precision keeps float16."""
     return cached(
         parts.config, "latents", ("vae",), pictures, lambda: latent_encoder(parts), torch.float32
     )
 
 
 def tokens(parts: Parts, pictures: list[Picture]) -> Cached:
-    """The vision tower's image tokens (T, D) in bfloat16 of each picture."""
+    """The vision tower's image tokens (T, D) of each picture; half precision keeps bfloat16."""
     return cached(
         parts.config,
         "tokens",
         ("image_encoder", "feature_extractor"),
         pictures,
         lambda: token_encoder(parts),
-        torch.bfloat16,
+        kept_type(parts.config, torch.bfloat16),
     )
+
+
+def kept_type(config: LoopConfig, half: torch.dtype) -> torch.dtype:
+    return torch.float32 if config.precision == "no" else half
 
 
 def stored_pixels(config: LoopConfig, pictures: list[Picture]) -> Cached:
@@ -73,15 +77,17 @@ def statistics(config: LoopConfig, pictures: list[Picture]) -> Tensor:
 
 
 def latent_encoder(parts: Parts) -> Encode:
+    kept = kept_type(parts.config, torch.float16)
     vae = parts.load("vae", dtype=torch.float32).to(parts.device)
     vae.enable_slicing()
-    return in_precision(parts, lambda rgb: pack(encode(vae, rgb)).half())
+    return in_precision(parts, lambda rgb: pack(encode(vae, rgb)).to(kept))
 
 
 def token_encoder(parts: Parts) -> Encode:
+    kept = kept_type(parts.config, torch.bfloat16)
     tower = parts.load("image_encoder", dtype=torch.float32).to(parts.device)
     processor = feature_extractor(parts.config)
-    return in_precision(parts, lambda rgb: image_tokens(tower, processor, rgb).bfloat16())
+    return in_precision(parts, lambda rgb: image_tokens(tower, processor, rgb).to(kept))
 
 
 def in_precision(parts: Parts, encode: Encode) -> Encode:

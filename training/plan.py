@@ -162,7 +162,8 @@ def make_plan(
                     "activations": drawing,
                 }
     cached = (column for name, column in batch.items() if column.ndim == 3 and name != "noise")
-    row = sum(2 * column[0].numel() for column in cached)
+    size_of_one = 4 if config.precision == "no" else 2
+    row = sum(size_of_one * column[0].numel() for column in cached)
     return Plan(weights, phases, waiting, checkpoint, row)
 
 

@@ -240,13 +240,19 @@ def test_the_preprocessing_is_the_vision_towers_too(setup: Setup, tmp_path: Path
     assert not torch.equal(read(tokens(Parts(config), pictures), pictures), first)
 
 
-def test_rows_are_kept_in_half_the_bits(setup: Setup, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "of_latents", "of_tokens"),
+    [("no", torch.float32, torch.float32), ("bf16", torch.float16, torch.bfloat16)],
+)
+def test_rows_are_kept_in_as_many_bits_as_are_trained_in(
+    setup: Setup, tmp_path: Path, precision: str, of_latents: torch.dtype, of_tokens: torch.dtype
+) -> None:
     pictures = views(save_photos(tmp_path / "photos", 1), CANVAS, 1, 0)
-    parts = Parts(setup.config("structure", tmp_path, cache=tmp_path / "cache"))
-    kept = latents(parts, pictures), tokens(parts, pictures)
-    assert [cached(Place(0, 0)).dtype for cached in kept] == [torch.float32, torch.bfloat16]
+    config = setup.config("structure", tmp_path, cache=tmp_path / "cache", precision=precision)
+    kept = latents(Parts(config), pictures), tokens(Parts(config), pictures)
+    assert [cached(Place(0, 0)).dtype for cached in kept] == [torch.float32, of_tokens]
     stored = [cached.store[pictures[0].key] for cached in kept]
-    assert [row.dtype for row in stored] == [torch.float16, torch.bfloat16]
+    assert [row.dtype for row in stored] == [of_latents, of_tokens]
     assert [row.shape for row in stored] == [((CANVAS // 16) ** 2, 64), (16, 24)]
 
 
