@@ -298,33 +298,24 @@ def load_artifact(name: str, base: Path, output: Path) -> str:
 
 def compare_memory(stages: list[str], canvas: int) -> None:
     print(f"canvas {canvas}, one row, bf16, gradient checkpointing; GiB, of it in the step alone")
-    print(f"{'stage':12}{'blocks':>16}{'measured':>16}{'plan':>16}{'ratio':>7}{'':>8}seconds")
+    print(f"{'stage':12}{'blocks':>16}{'measured':>16}{'plan':>16}{'ratio':>14}")
     for name in stages:
-        slices, rows = SLICES[name], []
+        slices = SLICES[name]
+        peaks = []
         for blocks in slices:
-            began = time.perf_counter()
-            rows.append(in_a_process(measured, name, canvas, blocks))
-            seconds = time.perf_counter() - began
-            print(
-                line(name, blocks, rows[-1], in_a_process(planned, name, canvas, blocks), seconds)
-            )
-        held = extrapolated(slices, [peak.held for peak in rows])
-        step = extrapolated(slices, [peak.step for peak in rows])
-        print(line(name, DEV, Peak(held, step), in_a_process(planned, name, canvas, DEV)))
+            peaks.append(in_a_process(measured, name, canvas, blocks))
+            plan = in_a_process(planned, name, canvas, blocks)
+            print(f"{name:12}{line(blocks, peaks[-1], plan)}", flush=True)
+        held = extrapolated(slices, [peak.held for peak in peaks])
+        step = extrapolated(slices, [peak.step for peak in peaks])
+        plan = in_a_process(planned, name, canvas, DEV)
+        print(f"{name:12}{line(DEV, Peak(held, step), plan)}  extrapolated", flush=True)
 
 
-def line(
-    stage: str, blocks: tuple[int, ...], measured: Peak, plan: Peak, seconds: float = 0
-) -> str:
-    numbers = "{}+{}, {}+{}".format(*blocks)
-    peaks = (f"{peak.total / GIB:8.3f} {peak.step / GIB:7.3f}" for peak in (measured, plan))
-    ratios = f"{measured.total / plan.total:7.3f} {measured.step / plan.step:7.3f}"
-    return (
-        f"{stage:12}{numbers:>16}"
-        + "".join(peaks)
-        + ratios
-        + (f"{seconds:8.0f}" if seconds else "  extrapolated")
-    )
+def line(blocks: tuple[int, ...], peak: Peak, plan: Peak) -> str:
+    sizes = (f"{one.total / GIB:9.3f}{one.step / GIB:7.3f}" for one in (peak, plan))
+    ratios = f"{peak.total / plan.total:7.3f}{peak.step / plan.step:7.3f}"
+    return "{:>4}+{}, {}+{}".format(*blocks).rjust(16) + "".join(sizes) + ratios
 
 
 def main() -> None:
