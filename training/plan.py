@@ -317,5 +317,5 @@ def advice(
     flags = " ".join(f"--{name} {str(value).lower()}" for name, value in changes.items())
     if least <= memory:
         return f"give {flags}, which takes {least / GIB:.1f}"
-    with_all = f"with {flags} it still takes {least / GIB:.1f}; " if flags else ""
+    with_all = f"with {flags} it still takes {least / GIB:.1f} or more; " if flags else ""
     return with_all + "it needs a larger device, or more of them and --shard true"
