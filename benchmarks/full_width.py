@@ -271,8 +271,8 @@ def one_step(name: str, folder: Path, precision: str, frozen: str) -> str:
         import_module(f"training.{name}").main(argv)
         loss = json.loads((output / "metrics.jsonl").read_text(encoding="utf-8"))["loss"]
         return f"loss {loss:.4f}, {load_artifact(name, folder / 'base', output)}"
-    except (ColorFluxError, ValueError) as error:
-        return f"refused: {error}"
+    except (ColorFluxError, RuntimeError, ValueError) as error:
+        return f"no: {error}"
     finally:
         shutil.rmtree(output, ignore_errors=True)
 
