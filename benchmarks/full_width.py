@@ -1,7 +1,7 @@
 """FLUX.1-dev's width with few blocks and random weights: real steps, and their memory by `--plan`.
 
     python -m benchmarks.full_width memory [--canvas N] [--stages NAME ...]
-    python -m benchmarks.full_width steps [--stages NAME ...]
+    python -m benchmarks.full_width steps [--stages NAME ...] [--types NAME ...]
 
 ``memory``: the peak of one step of each stage on slices of FLUX, measured on the CPU, beside the
 plan of the same slice; both are then extrapolated by the number of blocks to FLUX.1-dev's 19 + 38
@@ -194,22 +194,23 @@ def extrapolated(slices: Sequence[tuple[int, ...]], peaks: list[float]) -> float
     return float(np.dot((1, *DEV), per_block))
 
 
-TYPES = [
-    ("no", "float32"),
-    ("bf16", "bfloat16"),
-    ("fp16", "float16"),
-    ("bf16", "fp8"),
-    ("bf16", "nf4"),
-]
-"""--precision and --frozen."""
+TYPES = {
+    "float32": "no",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "fp8": "bf16",
+    "nf4": "bf16",
+}
+"""--precision by --frozen."""
 
 
-def run_steps(stages: list[str]) -> None:
+def run_steps(stages: list[str], types: list[str]) -> None:
     print("2 + 2 blocks, ControlNet 1 + 1, canvas 64, 16 tokens of a photo; seconds with loading")
     with tempfile.TemporaryDirectory() as folder:
         in_a_process(write_everything, Path(folder))
         for name in stages:
-            for precision, frozen in TYPES:
+            for frozen in types:
+                precision = TYPES[frozen]
                 began = time.perf_counter()
                 done = in_a_process(one_step, name, Path(folder), precision, frozen)
                 seconds = time.perf_counter() - began
@@ -270,8 +271,8 @@ def one_step(name: str, folder: Path, precision: str, frozen: str) -> str:
         import_module(f"training.{name}").main(argv)
         loss = json.loads((output / "metrics.jsonl").read_text(encoding="utf-8"))["loss"]
         return f"loss {loss:.4f}, {load_artifact(name, folder / 'base', output)}"
-    except (ColorFluxError, ValueError) as error:
-        return f"refused: {error}"
+    except (ColorFluxError, RuntimeError, ValueError) as error:
+        return f"no: {error}"
     finally:
         shutil.rmtree(output, ignore_errors=True)
 
@@ -298,33 +299,24 @@ def load_artifact(name: str, base: Path, output: Path) -> str:
 
 def compare_memory(stages: list[str], canvas: int) -> None:
     print(f"canvas {canvas}, one row, bf16, gradient checkpointing; GiB, of it in the step alone")
-    print(f"{'stage':12}{'blocks':>16}{'measured':>16}{'plan':>16}{'ratio':>7}{'':>8}seconds")
+    print(f"{'stage':12}{'blocks':>16}{'measured':>16}{'plan':>16}{'ratio':>14}")
     for name in stages:
-        slices, rows = SLICES[name], []
+        slices = SLICES[name]
+        peaks = []
         for blocks in slices:
-            began = time.perf_counter()
-            rows.append(in_a_process(measured, name, canvas, blocks))
-            seconds = time.perf_counter() - began
-            print(
-                line(name, blocks, rows[-1], in_a_process(planned, name, canvas, blocks), seconds)
-            )
-        held = extrapolated(slices, [peak.held for peak in rows])
-        step = extrapolated(slices, [peak.step for peak in rows])
-        print(line(name, DEV, Peak(held, step), in_a_process(planned, name, canvas, DEV)))
+            peaks.append(in_a_process(measured, name, canvas, blocks))
+            plan = in_a_process(planned, name, canvas, blocks)
+            print(f"{name:12}{line(blocks, peaks[-1], plan)}", flush=True)
+        held = extrapolated(slices, [peak.held for peak in peaks])
+        step = extrapolated(slices, [peak.step for peak in peaks])
+        plan = in_a_process(planned, name, canvas, DEV)
+        print(f"{name:12}{line(DEV, Peak(held, step), plan)}  extrapolated", flush=True)
 
 
-def line(
-    stage: str, blocks: tuple[int, ...], measured: Peak, plan: Peak, seconds: float = 0
-) -> str:
-    numbers = "{}+{}, {}+{}".format(*blocks)
-    peaks = (f"{peak.total / GIB:8.3f} {peak.step / GIB:7.3f}" for peak in (measured, plan))
-    ratios = f"{measured.total / plan.total:7.3f} {measured.step / plan.step:7.3f}"
-    return (
-        f"{stage:12}{numbers:>16}"
-        + "".join(peaks)
-        + ratios
-        + (f"{seconds:8.0f}" if seconds else "  extrapolated")
-    )
+def line(blocks: tuple[int, ...], peak: Peak, plan: Peak) -> str:
+    sizes = (f"{one.total / GIB:9.3f}{one.step / GIB:7.3f}" for one in (peak, plan))
+    ratios = f"{peak.total / plan.total:7.3f}{peak.step / plan.step:7.3f}"
+    return "{:>4}+{}, {}+{}".format(*blocks).rjust(16) + "".join(sizes) + ratios
 
 
 def main() -> None:
@@ -332,13 +324,14 @@ def main() -> None:
     parser.add_argument("what", choices=("memory", "steps"))
     parser.add_argument("--canvas", type=int, default=512)
     parser.add_argument("--stages", nargs="+", choices=tuple(SLICES), default=[*SLICES])
+    parser.add_argument("--types", nargs="+", choices=tuple(TYPES), default=[*TYPES])
     args = parser.parse_args()
     # The allocator reads this when a child starts.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"
     if args.what == "memory":
         compare_memory(args.stages, args.canvas)
     else:
-        run_steps(args.stages)
+        run_steps(args.stages, args.types)
 
 
 if __name__ == "__main__":

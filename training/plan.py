@@ -100,7 +100,7 @@ def print_plan(config: PartsConfig, make_stage: MakeStage) -> None:
     if memory and plan.peak > memory:
         raise ColorFluxError(
             f"this takes {plan.peak / GIB:.1f} GiB, the device has {memory / GIB:.1f}: "
-            + advice(config, make_stage, processes, memory)
+            + advice(plan, config, make_stage, processes, memory)
         )
 
 
@@ -143,11 +143,10 @@ def make_plan(
         held["gradients to send"] = held["trained weights"]
 
     batch = stage.blank(micro_batch)
+    draws = {*FLUX_MODELS} <= {type(model) for model in models}
+    encoders = [parts.frozen(name) for name in ("vae", "image_encoder") if draws]
     phases = {"training": held}
     if sum(held.values()) <= limit:
-        draws = {*FLUX_MODELS} <= {type(model) for model in models}
-        also = [parts.frozen(name) for name in ("vae", "image_encoder")] if draws else []
-        encoders = size(weight for model in also for weight in model.parameters())
         with fake_models(models) as fakes:
             gradients, activations = counted_step(
                 fakes, lambda: copied_loss(stage, batch), autocast, accumulating
@@ -158,7 +157,7 @@ def make_plan(
             if draws:
                 drawing = counted_call(fakes, lambda: evaluate(models, batch, config), autocast)
                 phases["drawing samples"] = held | {
-                    "VAE and vision tower": encoders,
+                    "VAE and vision tower": sum(size(model.parameters()) for model in encoders),
                     "activations": drawing,
                 }
     cached = (column for name, column in batch.items() if column.ndim == 3 and name != "noise")
@@ -270,9 +269,8 @@ def described(plan: Plan, config: PartsConfig, processes: int, memory: int) -> I
     yield f"{f'peak, {RESERVE / GIB:g} in reserve':56}{plan.peak / GIB:>10.2f}{of}"
     if plan.waiting:
         yield f"{'frozen weights that wait in the CPU memory':56}{plan.waiting / GIB:>10.2f}"
-    disk = f"on disk, each of {config.keep_checkpoints} checkpoints"
-    yield f"{disk:56}{plan.checkpoint / GIB:>10.2f}"
-    yield ""
+    checkpoints = f"on disk, each of {config.keep_checkpoints} checkpoints"
+    yield f"{checkpoints:56}{plan.checkpoint / GIB:>10.2f}"
 
 
 def length(plan: Plan, config: PartsConfig, make_stage: MakeStage) -> Iterator[str]:
@@ -291,7 +289,9 @@ def length(plan: Plan, config: PartsConfig, make_stage: MakeStage) -> Iterator[s
     yield f"{rows * plan.row / GIB:.1f} GiB of cache"
 
 
-def advice(config: PartsConfig, make_stage: MakeStage, processes: int, memory: int) -> str:
+def advice(
+    plan: Plan, config: PartsConfig, make_stage: MakeStage, processes: int, memory: int
+) -> str:
     """What to change, best first: found by planning the run again with more and more `REMEDIES`."""
 
     def peak(changes: dict[str, Any]) -> float:
@@ -301,7 +301,7 @@ def advice(config: PartsConfig, make_stage: MakeStage, processes: int, memory: i
             return math.inf
 
     changes: dict[str, Any] = {}
-    least = peak(changes)
+    least: float = plan.peak
     for name, value in REMEDIES:
         if getattr(config, name) == value:
             continue
@@ -318,5 +318,5 @@ def advice(config: PartsConfig, make_stage: MakeStage, processes: int, memory: i
     flags = " ".join(f"--{name} {str(value).lower()}" for name, value in changes.items())
     if least <= memory:
         return f"give {flags}, which takes {least / GIB:.1f}"
-    with_all = f"with {flags} it still takes {least / GIB:.1f}; " if flags else ""
+    with_all = f"with {flags} it still takes {least / GIB:.1f} or more; " if flags else ""
     return with_all + "it needs a larger device, or more of them and --shard true"
