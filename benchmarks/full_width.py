@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 # The parent must stay small: a child's peak begins at the size of its parent.
 if TYPE_CHECKING:
-    from training.parts import PartsConfig
+    from training.models.parts import PartsConfig
 
 GIB = 2**30
 DEV = (19, 38, 4, 10)
@@ -47,7 +47,7 @@ SLICES = {
 
 def write_base(folder: Path, blocks: tuple[int, ...], **vision: int) -> None:
     """The config.json files of a base at FLUX.1-dev's width."""
-    from colorflux_core.components import FLUX_VAE, SIGLIP_SO400M
+    from colorflux_core.bundles.components import FLUX_VAE, SIGLIP_SO400M
 
     double, single, control_double, control_single = blocks
     flux = {
@@ -112,7 +112,7 @@ def stage_class(name: str) -> Any:
 
 
 def planned(name: str, canvas: int, blocks: tuple[int, ...]) -> Peak:
-    from training.plan import make_plan
+    from training.plan.plan import make_plan
 
     with tempfile.TemporaryDirectory() as folder:
         write_base(Path(folder), blocks)
@@ -125,8 +125,8 @@ def planned(name: str, canvas: int, blocks: tuple[int, ...]) -> Peak:
 def measured(name: str, canvas: int, blocks: tuple[int, ...]) -> Peak:
     import torch
 
-    from training.footprint import norms_of_cuda
-    from training.parts import Parts
+    from training.models.parts import Parts
+    from training.plan.footprint import norms_of_cuda
 
     class RandomParts(Parts):
         """Parts of the right shapes whose weights are made up."""
@@ -223,7 +223,12 @@ def write_everything(folder: Path) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
     from PIL import Image
 
-    from colorflux_core.components import FLUX_SCHEDULE, MODELS, SiglipImageProcessor, load_model
+    from colorflux_core.bundles.components import (
+        FLUX_SCHEDULE,
+        MODELS,
+        SiglipImageProcessor,
+        load_model,
+    )
 
     base = folder / "base"
     write_base(base, (2, 2, 1, 1), image_size=56, num_hidden_layers=2)

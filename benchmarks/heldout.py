@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from colorflux_core.bundle import LORA, Bundle, load_bundle
-from colorflux_core.bundle_config import find_bundle
-from colorflux_core.color import (
+from colorflux_core.bundles.bundle import LORA, Bundle, load_bundle
+from colorflux_core.bundles.bundle_config import find_bundle
+from colorflux_core.model.colorization import colorize
+from colorflux_core.model.visual_prompt import image_tokens
+from colorflux_core.photos.color import (
     colorfulness,
     grayscale,
     luminance,
@@ -32,11 +34,9 @@ from colorflux_core.color import (
     unit_range,
     ycbcr_to_rgb,
 )
-from colorflux_core.colorization import colorize
-from colorflux_core.visual_prompt import image_tokens
-from training.data import Photo, load, pixels, read_manifest, views
-from training.order import Place, generator
-from training.parts import Parts
+from training.data.order import Place, generator
+from training.data.rows import Photo, load, pixels, read_manifest, views
+from training.models.parts import Parts
 from training.pro_dpo import ProDpoConfig, ProDpoStage, preference_rows
 
 SIDE = 256

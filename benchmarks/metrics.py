@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from colorflux_core.color import grayscale
-from colorflux_core.evaluation.measure import measure
-from colorflux_core.evaluation.methods import Method
-from colorflux_core.evaluation.sets import BenchmarkSet, Item
+from colorflux_core.evaluation.benchmark.methods import Method
+from colorflux_core.evaluation.benchmark.sets import BenchmarkSet, Item
+from colorflux_core.evaluation.metrics.measure import measure
+from colorflux_core.photos.color import grayscale
 
 DISTINCT = 8
 """Pictures that are drawn; the others are these, rolled."""

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from colorflux_core.bundle import load_bundle
-from colorflux_core.color import colorfulness, grayscale, luminance
-from colorflux_core.colorization import colorize
-from colorflux_core.photo import load_photo
-from colorflux_core.resize import Canvas
+from colorflux_core.bundles.bundle import load_bundle
+from colorflux_core.model.colorization import colorize
+from colorflux_core.photos.color import colorfulness, grayscale, luminance
+from colorflux_core.photos.photo import load_photo
+from colorflux_core.photos.resize import Canvas
 
 PHOTOS = Path(__file__).parent.parent / "docs" / "photos" / "old"
 ROW_HEIGHT, PER_ROW, GAP = 300, 2, 8

@@ -29,7 +29,7 @@ from benchmarks.versus_diffusers import peak_memory
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from training.order import Place
+    from training.data.order import Place
     from training.pro_dpo import ProDpoConfig
 
 NANO = Path(__file__).parent.parent / "models/nano"
@@ -112,7 +112,7 @@ class Step:
 def ours(config: ProDpoConfig) -> Training:
     from torch.utils.data import default_collate
 
-    from training.order import generator
+    from training.data.order import generator
     from training.pro_dpo import pro_dpo_training
 
     stage, rows, _ = pro_dpo_training(config)
@@ -135,11 +135,11 @@ def diffusers_example(config: ProDpoConfig) -> Training:
     from diffusers import FluxPipeline
     from torch.nn import functional as F
 
-    from colorflux_core.color import unit_range
-    from colorflux_core.lora import add_lora
-    from training.data import gray
-    from training.order import generator
-    from training.parts import Parts, feature_extractor, pictures, with_noise
+    from colorflux_core.model.lora import add_lora
+    from colorflux_core.photos.color import unit_range
+    from training.data.order import generator
+    from training.data.rows import gray
+    from training.models.parts import Parts, feature_extractor, pictures, with_noise
     from training.pro_dpo import FreshLosers, losers
 
     parts, processor = Parts(config), feature_extractor(config)
@@ -210,7 +210,7 @@ def stepper(side: Side, config: ProDpoConfig) -> Callable[[int], tuple[float, fl
     """Takes the optimizer step of this number; gives its loss and the seconds of the CPU."""
     import torch
 
-    from training.order import row_order
+    from training.data.order import row_order
 
     model, rows, loss_of = side(config)
     parameters = [p for p in model.parameters() if p.requires_grad]

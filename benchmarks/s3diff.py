@@ -68,7 +68,7 @@ def random_model(full: bool, dtype: str) -> S3Diff:
     from colorflux_core.s3diff.degradation import DegradationEstimator
     from colorflux_core.s3diff.model import S3Diff
     from colorflux_core.s3diff.sd_turbo import UNET, VAE
-    from tests import s3diff_models as tiny
+    from tests.s3diff import models as tiny
 
     diffusers.utils.logging.set_verbosity_error()
     torch.manual_seed(0)

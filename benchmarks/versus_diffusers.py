@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from colorflux_core.bundle import Bundle
-    from colorflux_core.settings import Settings
+    from colorflux_core.bundles.bundle import Bundle
+    from colorflux_core.model.settings import Settings
 
 STOCK_TOKENS = 512
 """Zero tokens that FluxPriorReduxPipeline puts in the place of a text."""
@@ -139,9 +139,9 @@ def serve(
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
 
-    from colorflux_core.bundle import load_bundle
-    from colorflux_core.color import grayscale
-    from colorflux_core.photo import load_photo
+    from colorflux_core.bundles.bundle import load_bundle
+    from colorflux_core.photos.color import grayscale
+    from colorflux_core.photos.photo import load_photo
 
     imports = peak_memory()
     loaded = load_bundle(bundle)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .command_line import (
+from .cli.command_line import (
     add_device,
     device_and_dtype,
     exit_status,
@@ -24,10 +24,10 @@ from .s3diff.options import Restoration
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .batch import Report, Task, Work
-    from .bundle import Bundle
-    from .photo import Photo
-    from .settings import Settings
+    from .bundles.bundle import Bundle
+    from .cli.batch import Report, Task, Work
+    from .model.settings import Settings
+    from .photos.photo import Photo
 
 PROG = "colorize"
 PARTS = ("transformer", "vae", "image_encoder", "redux", "controlnet")
@@ -195,7 +195,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _colorize(args: argparse.Namespace) -> int:
-    from .settings import Settings
+    from .model.settings import Settings
 
     # For their limits, before a model is loaded.
     with_flags(Settings(), args)
@@ -203,9 +203,9 @@ def _colorize(args: argparse.Namespace) -> int:
 
     def load(max_megapixels: float) -> Task:
         quiet_libraries()
-        from .batch import Task, tone_of
-        from .colorization import colorize
-        from .photo import load_photo
+        from .cli.batch import Task, tone_of
+        from .model.colorization import colorize
+        from .photos.photo import load_photo
 
         reference = None
         if args.reference is not None:
@@ -248,7 +248,7 @@ def _cleaner(args: argparse.Namespace, how: Restoration) -> Work:
 
 
 def _load(args: argparse.Namespace) -> Bundle:
-    from .bundle import assemble, load_bundle
+    from .bundles.bundle import assemble, load_bundle
 
     device, dtype = device_and_dtype(args, ON_GPU)
     if args.has_parts:

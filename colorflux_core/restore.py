@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from .command_line import (
+from .cli.command_line import (
     add_device,
     device_and_dtype,
     exit_status,
@@ -23,8 +23,8 @@ from .s3diff.options import MULTIPLE, SMALLEST_TILE, ColorFix, Restoration
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .batch import Report, Task
-    from .photo import Photo
+    from .cli.batch import Report, Task
+    from .photos.photo import Photo
 
 PROG = "restore"
 ON_GPU = "float16"
@@ -145,7 +145,7 @@ def _restore(args: argparse.Namespace) -> int:
 
     def load(_: float) -> Task:
         quiet_libraries()
-        from .batch import Task, tone_of
+        from .cli.batch import Task, tone_of
         from .s3diff.checkpoint import load_s3diff
         from .s3diff.restorer import restore
         from .s3diff.sd_turbo import NEGATIVE, POSITIVE

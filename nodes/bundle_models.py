@@ -28,7 +28,7 @@ from comfy.model_patcher import ModelPatcher
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..colorflux_core.components import load_feature_extractor, load_model
+from ..colorflux_core.bundles.components import load_feature_extractor, load_model
 from ..colorflux_core.errors import ColorFluxError
 from .clip_vision import BundleClipVision
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..colorflux_core.bundle_config import CONFIG, EMBEDDED_NANO
+from ..colorflux_core.bundles.bundle_config import CONFIG, EMBEDDED_NANO
 from ..colorflux_core.errors import ColorFluxError
 
 KIND = "colorflux"

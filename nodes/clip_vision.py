@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from transformers import PreTrainedModel, SiglipImageProcessor
 
-from ..colorflux_core.visual_prompt import image_tokens
+from ..colorflux_core.model.visual_prompt import image_tokens
 
 
 class VisionTower(nn.Module):

@@ -9,9 +9,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..colorflux_core.color import grayscale
 from ..colorflux_core.errors import ColorFluxError
-from ..colorflux_core.settings import UNION_GRAY_MODE, UNION_MODES, Settings
+from ..colorflux_core.model.settings import UNION_GRAY_MODE, UNION_MODES, Settings
+from ..colorflux_core.photos.color import grayscale
 from .layout import from_image, in_range, to_image
 from .schema import schema
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import comfy.utils
 from torch import Tensor
 
-from ..colorflux_core.color import unit_range
 from ..colorflux_core.errors import ColorFluxError
+from ..colorflux_core.photos.color import unit_range
 
 
 def from_image(image: Tensor, where: str) -> Tensor:

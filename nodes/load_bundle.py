@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..colorflux_core.bundle_config import CONFIG, open_bundle
-from ..colorflux_core.settings import Settings
+from ..colorflux_core.bundles.bundle_config import CONFIG, open_bundle
+from ..colorflux_core.model.settings import Settings
 from .bundles import EMBEDDED, bundle_folder, bundle_folders
 from .schema import schema
 

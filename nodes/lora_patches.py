@@ -11,7 +11,7 @@ import comfy.utils
 from comfy.model_patcher import ModelPatcher
 
 from ..colorflux_core.errors import ColorFluxError
-from ..colorflux_core.lora import load_lora_state
+from ..colorflux_core.model.lora import load_lora_state
 
 
 def with_lora(model: ModelPatcher, path: Path, strength: float, where: str) -> ModelPatcher:
@@ -19,7 +19,7 @@ def with_lora(model: ModelPatcher, path: Path, strength: float, where: str) -> M
 
     Args:
         model: FLUX.1, in whatever form ComfyUI has it.
-        path: A LoRA in one of the key styles that ``colorflux_core.lora.normalise`` knows.
+        path: A LoRA in one of the key styles that ``colorflux_core.model.lora.normalise`` knows.
         strength: May be negative.
         where: Node and input, for the message.
 

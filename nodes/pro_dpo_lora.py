@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import folder_paths
 from comfy_api.latest import io
 
-from ..colorflux_core.settings import Settings
+from ..colorflux_core.model.settings import Settings
 from .schema import schema
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..colorflux_core.errors import ColorFluxError
-from ..colorflux_core.settings import Settings
+from ..colorflux_core.model.settings import Settings
 from .layout import each_frame, from_image, to_image
 from .schema import schema
 
@@ -98,7 +98,7 @@ class ReduxVisualPrompt(io.ComfyNode):
         blend: float = 1.0,
         text: Conditioning | None = None,
     ) -> io.NodeOutput:
-        from ..colorflux_core.visual_prompt import after_text_tokens
+        from ..colorflux_core.model.visual_prompt import after_text_tokens
 
         c_v = _visual_prompts(clip_vision, style_model, image, "image")
         if reference is not None:

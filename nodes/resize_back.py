@@ -6,8 +6,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..colorflux_core.errors import ColorFluxError
-from ..colorflux_core.resize import Resizing
-from ..colorflux_core.settings import Settings
+from ..colorflux_core.model.settings import Settings
+from ..colorflux_core.photos.resize import Resizing
 from .layout import each_frame, from_image, to_image
 from .schema import schema
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..colorflux_core.color import unit_range
-from ..colorflux_core.photo import is_photo_file, load_photo
+from ..colorflux_core.photos.color import unit_range
+from ..colorflux_core.photos.photo import is_photo_file, load_photo
 from .layout import to_image
 from .schema import schema
 

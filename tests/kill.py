@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from torch.utils._pytree import tree_leaves
 
-from tests.tiny_training import STAGES, Setup, make_setup
-from training.checkpoint import checkpoints
-from training.loop import train
+from tests.training.tiny_training import STAGES, Setup, make_setup
+from training.run.checkpoint import checkpoints
+from training.run.loop import train
 
 STEPS_PER_KILL = 15
 

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.pro_dpo import Ground, Side, diffusers_example, make_photos, ours, write_manifest
 from tests.nano_models import tiny_pipeline
-from training.order import row_order
+from training.data.order import row_order
 
 
 @pytest.mark.parametrize("pairs", [1, 0], ids=["kept", "fresh"])

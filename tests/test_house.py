@@ -122,7 +122,7 @@ def test_sources_keep_the_rules(path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("colorflux_core/a.py", "import training.loop"),
+        ("colorflux_core/a.py", "import training.run.loop"),
         ("colorflux_core/a.py", "from colorflux_core import color"),
         ("colorflux_core/a.py", "from ..nodes import load"),
         ("colorflux_core/s3diff/a.py", "from ...training import loop"),
@@ -134,7 +134,7 @@ def test_sources_keep_the_rules(path: Path) -> None:
         ("colorflux_core/a.py", "torch.load(path)"),
         ("colorflux_core/a.py", "torch.load(path, weights_only=False)"),
         ("colorflux_core/a.py", "FluxTransformer2DModel.from_pretrained(path)"),
-        ("nodes/a.py", "from colorflux_core.color import grayscale"),
+        ("nodes/a.py", "from colorflux_core.photos.color import grayscale"),
         ("nodes/a.py", "from ..training import loop"),
         ("nodes/a.py", "from .. import training"),
         ("nodes/a.py", "from ...server import PromptServer"),
@@ -168,7 +168,7 @@ def test_a_broken_rule_is_seen(path: str, source: str) -> None:
             "from .layout import to_image\nfrom ..colorflux_core.color import luminance",
         ),
         ("training/a.py", "from colorflux_core import color"),
-        ("training/a.py", "from colorflux_core.evaluation.sets import read_sets"),
+        ("training/a.py", "from colorflux_core.evaluation.benchmark.sets import read_sets"),
         ("colorflux_core/evaluation/judges/endpoint.py", "import openai"),
         ("colorflux_core/evaluation/a.py", "from .sets import read_sets"),
     ],

@@ -16,20 +16,20 @@ from pathlib import Path
 
 import torch
 
-from colorflux_core.bundle import Bundle, assemble
-from colorflux_core.components import load_model
+from colorflux_core.bundles.bundle import Bundle, assemble
+from colorflux_core.bundles.components import load_model
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.evaluation.build import Recipe, build_sets
-from colorflux_core.evaluation.colorized import colorize_sets
+from colorflux_core.evaluation.benchmark.build import Recipe, build_sets
+from colorflux_core.evaluation.benchmark.colorized import colorize_sets
+from colorflux_core.evaluation.benchmark.sets import BenchmarkSet, read_sets
 from colorflux_core.evaluation.rows import write_file
-from colorflux_core.evaluation.sets import BenchmarkSet, read_sets
-from colorflux_core.resize import Canvas
-from colorflux_core.settings import Settings
+from colorflux_core.model.settings import Settings
+from colorflux_core.photos.resize import Canvas
 
 from . import basic_color, pro_dpo, structure
-from .ablation_tables import ARMS, Arm, sets_for, write_tables
+from .ablation.tables import ARMS, Arm, sets_for, write_tables
 from .config import Config, parse, recipe_flags, run, setting
-from .data import digest, manifest_rows, read_manifest
+from .data.rows import digest, manifest_rows, read_manifest
 
 logger = logging.getLogger(__name__)
 

@@ -15,19 +15,18 @@ import torch
 from torch import Tensor, nn
 from transformers import SiglipVisionModel
 
-from colorflux_core.color import unit_range
-from colorflux_core.control import control_from_transformer
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.flow import interpolate, squared_error, velocity
-from colorflux_core.velocity import control_residuals, predict_velocity
-from colorflux_core.visual_prompt import after_text_tokens, preprocess, prompt_from_tokens
+from colorflux_core.model.control import control_from_transformer
+from colorflux_core.model.flow import interpolate, squared_error, velocity
+from colorflux_core.model.velocity import control_residuals, predict_velocity
+from colorflux_core.model.visual_prompt import after_text_tokens, preprocess, prompt_from_tokens
+from colorflux_core.photos.color import unit_range
 
 from .config import parse, run, setting
-from .data import Batch, Column, Picture, Rows, gray_pictures, pixels
-from .encoding import latents, statistics, tokens
-from .loop import Loss, Training, start
-from .order import Place
-from .parts import (
+from .data.order import Place
+from .data.rows import Batch, Column, Picture, Rows, gray_pictures, pixels
+from .encode.encoding import latents, statistics, tokens
+from .models.parts import (
     Parts,
     PartsConfig,
     blank_batch,
@@ -38,7 +37,8 @@ from .parts import (
     save_model,
     with_noise,
 )
-from .sheet import Sheet
+from .run.loop import Loss, Training, start
+from .run.sheets import Sheet
 
 FLOAT = torch.float32
 

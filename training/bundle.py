@@ -8,12 +8,12 @@ from typing import Literal
 
 import torch
 
-from colorflux_core.bundle import assemble, save_bundle
-from colorflux_core.resize import Canvas
-from colorflux_core.settings import Settings
+from colorflux_core.bundles.bundle import assemble, save_bundle
+from colorflux_core.model.settings import Settings
+from colorflux_core.photos.resize import Canvas
 
 from .config import Config, parse, run, setting
-from .data import manifest_rows
+from .data.rows import manifest_rows
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import torch
 from transformers import HfArgumentParser
 
-from colorflux_core.command_line import quiet_libraries
+from colorflux_core.cli.command_line import quiet_libraries
 from colorflux_core.errors import ColorFluxError
 
 if sys.version_info >= (3, 11):

@@ -29,16 +29,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from colorflux_core.color import unit_range
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.photo import save_photo
+from colorflux_core.photos.color import unit_range
+from colorflux_core.photos.photo import save_photo
 
 from .config import Help, Parser, run, setting
-from .data import to_uint8
-from .photo_check import JOURNAL, measure_all
-from .photo_choice import STAGES, Accepted, Filters, Rejected, choose
-from .photo_files import find_photos
-from .photo_sheet import COLUMNS, contact_sheet
+from .data.rows import to_uint8
+from .photos.choose import STAGES, Accepted, Filters, Rejected, choose
+from .photos.files import find_photos
+from .photos.measure import JOURNAL, measure_all
+from .photos.sheet import COLUMNS, contact_sheet
 
 MANIFEST, REJECTED, SHEET = "photos.csv", "rejected.csv", "contact-sheet.jpg"
 Groups = dict[str, list[tuple[str, ...]]]

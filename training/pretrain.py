@@ -9,16 +9,16 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from colorflux_core.color import unit_range
-from colorflux_core.visual_prompt import preprocess
+from colorflux_core.model.visual_prompt import preprocess
+from colorflux_core.photos.color import unit_range
 
 from .config import LoopConfig, parse, run, setting
-from .data import Pixels, load
-from .loop import start, train
-from .parts import pictures
-from .pretrain_flux import FluxConfig, FluxStage, flux_training
-from .pretrain_vae import VaeConfig, vae_training
-from .vision import convert, image_processor, published_weights, standardize
+from .data.rows import Pixels, load
+from .models.parts import pictures
+from .nano.flux import FluxConfig, FluxStage, flux_training
+from .nano.vae import VaeConfig, vae_training
+from .nano.vision import convert, image_processor, published_weights, standardize
+from .run.loop import start, train
 
 
 @dataclass

@@ -18,26 +18,25 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from colorflux_core.color import Fading, sample_fading, unit_range
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.flow import (
+from colorflux_core.model.flow import (
     beta_at,
     interpolate,
     preference_terms,
     squared_error,
     velocity,
 )
-from colorflux_core.lora import add_lora, reference_policy, save_lora
-from colorflux_core.velocity import Residuals, control_residuals, predict_velocity
-from colorflux_core.visual_prompt import after_text_tokens, prompt_from_tokens
+from colorflux_core.model.lora import add_lora, reference_policy, save_lora
+from colorflux_core.model.velocity import Residuals, control_residuals, predict_velocity
+from colorflux_core.model.visual_prompt import after_text_tokens, prompt_from_tokens
+from colorflux_core.photos.color import Fading, sample_fading, unit_range
 
 from .config import parse, run, setting
-from .data import Batch, Column, Picture, Rows, gray, gray_pictures, pixels
-from .encoding import latent_encoder, latents, statistics, token_encoder, tokens
-from .loop import Loss, Training, start
-from .order import Place
-from .parallel import devices, gathered
-from .parts import (
+from .data.order import Place
+from .data.rows import Batch, Column, Picture, Rows, gray, gray_pictures, pixels
+from .encode.encoding import latent_encoder, latents, statistics, token_encoder, tokens
+from .models.parallel import devices, gathered
+from .models.parts import (
     Parts,
     PartsConfig,
     blank_batch,
@@ -46,7 +45,8 @@ from .parts import (
     sample_pictures,
     with_noise,
 )
-from .sheet import Sheet
+from .run.loop import Loss, Training, start
+from .run.sheets import Sheet
 
 
 @dataclass

@@ -11,17 +11,16 @@ from pathlib import Path
 
 import torch
 
-from colorflux_core.color import unit_range
-from colorflux_core.control import control_from_transformer
-from colorflux_core.flow import interpolate, squared_error, velocity
-from colorflux_core.velocity import control_residuals, predict_velocity
-from colorflux_core.visual_prompt import after_text_tokens, prompt_from_tokens
+from colorflux_core.model.control import control_from_transformer
+from colorflux_core.model.flow import interpolate, squared_error, velocity
+from colorflux_core.model.velocity import control_residuals, predict_velocity
+from colorflux_core.model.visual_prompt import after_text_tokens, prompt_from_tokens
+from colorflux_core.photos.color import unit_range
 
 from .config import parse, run, setting
-from .data import Batch, Picture, Rows, gray_pictures, pixels
-from .encoding import latents, tokens
-from .loop import Loss, Training, start
-from .parts import (
+from .data.rows import Batch, Picture, Rows, gray_pictures, pixels
+from .encode.encoding import latents, tokens
+from .models.parts import (
     Parts,
     PartsConfig,
     blank_batch,
@@ -31,7 +30,8 @@ from .parts import (
     save_model,
     with_noise,
 )
-from .sheet import Sheet
+from .run.loop import Loss, Training, start
+from .run.sheets import Sheet
 
 
 @dataclass

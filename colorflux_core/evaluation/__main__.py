@@ -9,7 +9,7 @@ from importlib import import_module
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..command_line import DONE, REFUSED, exit_status, tell
+from ..cli.command_line import DONE, REFUSED, exit_status, tell
 
 PROG = "evaluation"
 

@@ -11,18 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..command_line import (
-    DONE,
-    SOME_FAILED,
-    Parser,
-    add_device,
-    at_least,
-    name_and_place,
-    tell,
-)
+from ..cli.command_line import DONE, SOME_FAILED, Parser, add_device, at_least, name_and_place, tell
 from ..errors import ColorFluxError
 from .judges.options import add_judges, chosen_judges
-from .run_named import (
+from .run_inputs import (
     BUNDLE,
     ON_GPU,
     colorize_bundles,
@@ -158,13 +150,13 @@ def run(args: argparse.Namespace) -> int:
     Raises ColorFluxError when something that was named cannot be used; where that can be known,
     before the long work.
     """
+    from .benchmark.sets import chosen_sets, read_sets
     from .judges.asking import judge_methods
-    from .measure import measure
-    from .metrics import COLUMNS
-    from .report import reference_among, write_report
+    from .metrics.measure import measure
+    from .metrics.metrics import COLUMNS
+    from .report.report import reference_among, write_report
+    from .report.tables import Column
     from .scores import read_scores
-    from .sets import chosen_sets, read_sets
-    from .tables import Column
 
     if args.output.exists() and not args.output.is_dir():
         raise ColorFluxError(f"{args.output} is a file: choose a folder with -o")
@@ -235,7 +227,7 @@ def run(args: argparse.Namespace) -> int:
 
 def missing_results(scores: Sequence[Score]) -> Iterator[str]:
     """A line for each set of which a method has some results, but not all."""
-    from .tables import TRUTH
+    from .report.tables import TRUTH
 
     has: dict[tuple[str, str], list[bool]] = {}
     for score in scores:
@@ -248,7 +240,7 @@ def missing_results(scores: Sequence[Score]) -> Iterator[str]:
 
 def resized(scores: Sequence[Score]) -> str:
     """How many results of which method had another size than the photo."""
-    from .metrics import RESIZED
+    from .metrics.metrics import RESIZED
 
     found = Counter(score.method for score in scores if score.metric == RESIZED and score.value > 0)
     return ", ".join(f"{count} of {name}" for name, count in found.items()) or "no result"

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from ..batch import find_photos
-from ..command_line import DONE, SOME_FAILED, Parser, at_least, tell
+from ..cli.batch import find_photos
+from ..cli.command_line import DONE, SOME_FAILED, Parser, at_least, tell
 from ..errors import ColorFluxError
-from .build import Recipe, build_sets
-from .sets import MANIFEST, read_sets
+from .benchmark.build import Recipe, build_sets
+from .benchmark.sets import MANIFEST, read_sets
 
 PROG = "evaluation sets"
 

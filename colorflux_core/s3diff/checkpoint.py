@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..bundles.weights import explained, require_finite, require_same_layout
 from ..errors import ColorFluxError
-from ..weights import explained, require_finite, require_same_layout
 from .model import ALPHA, S3Diff
 from .sd_turbo import NEGATIVE, POSITIVE, load_networks, text_embeddings
 

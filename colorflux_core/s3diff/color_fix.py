@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..color import luminance
+from ..photos.color import luminance
 from .options import ColorFix
 from .tiling import strips
 

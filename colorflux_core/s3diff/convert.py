@@ -12,9 +12,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
-from ..command_line import DONE, Parser, exit_status
+from ..bundles.weights import explained, require_finite, require_same_layout
+from ..cli.command_line import DONE, Parser, exit_status
 from ..errors import ColorFluxError
-from ..weights import explained, require_finite, require_same_layout
 from .checkpoint import SUFFIX, ranks, save_s3diff
 from .model import S3Diff
 from .sd_turbo import UNET, VAE

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..color import unit_range
+from ..photos.color import unit_range
 from .tiling import strips
 
 HALO = 24

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..color import unit_range
+from ..photos.color import unit_range
 from .options import MULTIPLE
 
 

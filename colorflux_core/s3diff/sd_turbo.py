@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ..bundles.weights import explained, require_finite, require_fit, require_same_layout
 from ..errors import ColorFluxError
-from ..weights import explained, require_finite, require_fit, require_same_layout
 
 UNET = {
     "sample_size": 64,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from colorflux_core.evaluation.judges import JUDGES
-from colorflux_core.evaluation.metrics import METRICS, Metric
+from colorflux_core.evaluation.metrics.metrics import METRICS, Metric
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")

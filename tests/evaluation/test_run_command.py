@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from colorflux_core.bundle import load_bundle, save_bundle
-from colorflux_core.colorization import colorize
+from colorflux_core.bundles.bundle import load_bundle, save_bundle
 from colorflux_core.evaluation.__main__ import main
+from colorflux_core.evaluation.benchmark.sets import to_uint8
 from colorflux_core.evaluation.scores import Score, read_scores, write_scores
-from colorflux_core.evaluation.sets import to_uint8
-from colorflux_core.photo import load_photo
-from colorflux_core.resize import Canvas
-from colorflux_core.settings import Settings
-from tests.command_runs import Result, files, refused, result_of
-from tests.evaluation.judge_server import serving, six
+from colorflux_core.model.colorization import colorize
+from colorflux_core.model.settings import Settings
+from colorflux_core.photos.photo import load_photo
+from colorflux_core.photos.resize import Canvas
+from tests.cli.command_runs import Result, files, refused, result_of
+from tests.evaluation.judges.judge_server import serving, six
 from tests.nano_models import tiny_pipeline
-from tests.tiny_training import synthetic_photo
+from tests.training.tiny_training import synthetic_photo
 
 Run = Callable[[str], Result]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.frontend.record import workflow_types
 from tests.frontend.server import RECORD
-from tests.pack import node_classes
+from tests.nodes.pack import node_classes
 
 RECORDED: dict[str, Any] = json.loads(RECORD.read_bytes())
 FIELDS = RECORDED["ColorFlux_Compare"].keys() - {"python_module"}

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from accelerate.state import AcceleratorState
 
-from tests.tiny_training import Setup, make_setup
 from tests.training.runs import Trained, trained_stage
+from tests.training.tiny_training import Setup, make_setup
 
 
 @pytest.fixture(autouse=True)

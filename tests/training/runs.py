@@ -16,11 +16,11 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from tests.tiny_training import Setup
-from training.checkpoint import checkpoints
-from training.data import Batch, Rows, load
-from training.loop import Training, train
-from training.order import Place, generator
+from tests.training.tiny_training import Setup
+from training.data.order import Place, generator
+from training.data.rows import Batch, Rows, load
+from training.run.checkpoint import checkpoints
+from training.run.loop import Training, train
 
 PAPER_STAGES = ("structure", "basic_color", "pro_dpo")
 

@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from training.config import LoopConfig
-from training.data import Batch, Column, Picture, Rows
-from training.loop import Loss, Training, train
-from training.order import Place
-from training.sheet import Sheet
+from training.data.order import Place
+from training.data.rows import Batch, Column, Picture, Rows
+from training.run.loop import Loss, Training, train
+from training.run.sheets import Sheet
 
 PHOTOS = [Path(f"{row}.png") for row in range(8)]
 X = torch.linspace(-1, 1, len(PHOTOS))

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from colorflux_core.errors import ColorFluxError
-from tests.tiny_training import CANVAS, Setup
+from tests.training.tiny_training import CANVAS, Setup
 from training import basic_color, pretrain, pro_dpo, structure
 from training.basic_color import BasicColorConfig
 from training.bundle import BundleConfig
 from training.config import Config, parse, run
+from training.nano.flux import FluxConfig
+from training.nano.vae import VaeConfig
 from training.pretrain import VisionConfig
-from training.pretrain_flux import FluxConfig
-from training.pretrain_vae import VaeConfig
 from training.pro_dpo import ProDpoConfig
 from training.structure import StructureConfig
 

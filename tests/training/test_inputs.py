@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from colorflux_core.color import unit_range
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.latents import encode, pack
-from colorflux_core.visual_prompt import image_tokens
-from tests.tiny_training import CANVAS, COLORFUL, TRAIN, Setup
+from colorflux_core.model.latents import encode, pack
+from colorflux_core.model.visual_prompt import image_tokens
+from colorflux_core.photos.color import unit_range
 from tests.training.runs import raw_batch
-from training.data import Picture, gray, pixels
-from training.encoding import statistics
-from training.parts import Parts, feature_extractor, pictures
+from tests.training.tiny_training import CANVAS, COLORFUL, TRAIN, Setup
+from training.data.rows import Picture, gray, pixels
+from training.encode.encoding import statistics
+from training.models.parts import Parts, feature_extractor, pictures
 from training.pro_dpo import ProDpoConfig, losers, well_exposed
 
 Encoded = dict[str, Tensor]

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from colorflux_core.lora import reference_policy
+from colorflux_core.model.lora import reference_policy
 from tests.flux_models import velocity
-from tests.tiny_training import STAGES, Setup, make_setup
 from tests.training.runs import (
     PAPER_STAGES,
     Trained,
@@ -22,7 +21,8 @@ from tests.training.runs import (
     models,
     weights,
 )
-from training.parts import Parts
+from tests.training.tiny_training import STAGES, Setup, make_setup
+from training.models.parts import Parts
 
 LEARNING = {
     "vae": {"trainable": r"decoder\..*"},

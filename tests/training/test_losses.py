@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from colorflux_core.lora import reference_policy
-from tests.tiny_training import CANVAS, Setup
+from colorflux_core.model.lora import reference_policy
 from tests.training.runs import Trained, fixed_batch
+from tests.training.tiny_training import CANVAS, Setup
 
 
 def noisy(x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:

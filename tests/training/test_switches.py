@@ -13,7 +13,6 @@ from diffusers import FluxControlNetModel
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 
 from colorflux_core.errors import ColorFluxError
-from tests.tiny_training import Setup
 from tests.training.runs import (
     Trained,
     assert_all_that_learns_has_a_gradient,
@@ -23,8 +22,9 @@ from tests.training.runs import (
     trained_stage,
     weights,
 )
-from training.order import generator
-from training.parts import Parts
+from tests.training.tiny_training import Setup
+from training.data.order import generator
+from training.models.parts import Parts
 
 
 def test_distillation_needs_neither_flux_nor_the_controlnet(setup: Setup, tmp_path: Path) -> None:

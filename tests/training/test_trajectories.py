@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny_training import STAGES, make_setup
 from tests.training.runs import Trained, losses, trained_stage
+from tests.training.tiny_training import STAGES, make_setup
 
 TRAJECTORIES = Path(__file__).with_name("trajectories.json")
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ...errors import ColorFluxError
-from ..cache import Cache
-from ..methods import Method
+from ..benchmark.methods import Method
+from ..benchmark.sets import BenchmarkSet, digest
+from ..metrics.cache import Cache
 from ..scores import Score
-from ..sets import BenchmarkSet, digest
 from .backend import Ask, Backend, NoVerdict, Unanswered
 from .judge import Judge
 from .limits import ATTEMPTS, PATIENCE

@@ -11,8 +11,8 @@ from typing import Protocol
 from PIL import Image
 
 from ...errors import ColorFluxError
-from ...photo import load_photo
-from ..sets import eight_bit
+from ...photos.photo import load_photo
+from ..benchmark.sets import eight_bit
 from .template import Turn
 
 Ask = Callable[[Sequence[Turn]], Awaitable[str]]

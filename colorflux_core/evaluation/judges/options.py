@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...command_line import at_least
+from ...cli.command_line import at_least
 from ...errors import ColorFluxError
 from . import JUDGES
 from .judge import Judge

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ...command_line import DONE, Parser, at_least, name_and_place, tell
+from ...cli.command_line import DONE, Parser, at_least, name_and_place, tell
 
 PROG = "evaluation study"
 
@@ -139,8 +139,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_new(args: argparse.Namespace) -> None:
-    from ..methods import Method
-    from ..sets import chosen_sets, read_sets
+    from ..benchmark.methods import Method
+    from ..benchmark.sets import chosen_sets, read_sets
     from .create import create_study
 
     methods = [Method(name, Path(place)) for name, place in args.method]

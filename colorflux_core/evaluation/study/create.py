@@ -11,10 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...errors import ColorFluxError
-from ...photo import load_photo, save_photo
-from ...resize import Resizing, Size
-from ..methods import Method, require_clear_sets
-from ..sets import BenchmarkSet, Item
+from ...photos.photo import load_photo, save_photo
+from ...photos.resize import Resizing, Size
+from ..benchmark.methods import Method, require_clear_sets
+from ..benchmark.sets import BenchmarkSet, Item
 from .study import FILE, IMAGES, Shown, Study, picture_path, write_study
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from ..report.table_text import MISSING, escape_markdown, markdown_lines
 from ..rows import write_file, write_rows
-from ..table_text import MISSING, escape_markdown, markdown_lines
 from .results import (
     Bounds,
     Given,

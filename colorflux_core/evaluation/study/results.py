@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ColorFluxError
-from ..statistics import LEVEL, draws, student_over_normal
+from ..report.statistics import LEVEL, draws, student_over_normal
 from .answers import Answer, answers_path, participants, read_answers
 from .study import Study
 

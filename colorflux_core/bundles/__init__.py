@@ -1,0 +1,1 @@
+"""Bundles: loading the model's parts from files, and a complete model in one folder."""

@@ -1,0 +1,1 @@
+"""Shared by the commands: flags, error reporting, and runs over folders of photos."""

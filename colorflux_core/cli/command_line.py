@@ -1,0 +1,218 @@
+"""What the commands have in common: photos and folders of photos in, the same out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from ..errors import ColorFluxError
+
+# What needs torch is imported when the arguments are sound, so that help and mistakes take no time.
+if TYPE_CHECKING:
+    import torch
+
+    from .batch import Task
+
+DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+FORMATS = ("jpg", "png", "tif", "webp")
+
+EXIT_STATUS = """\
+exit status:
+  0    all done
+  1    some photos failed, each named with the reason; the others are done
+  2    nothing was done: an argument, the model or the output cannot be used
+  130  interrupted; finished photos are whole, and the same command goes on from there
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """For ``python -m colorflux_core.<prog> <usage>``; a mistake is one line."""
+
+    def __init__(self, prog: str, usage: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=prog,
+            usage=f"python -m colorflux_core.{prog} {usage}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(REFUSED, f"{self.prog}: error: {message} (--help explains)\n")
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """An argument's type: a whole number."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < smallest:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {smallest} on")
+        return int(text)
+
+    return number
+
+
+def name_and_place(text: str) -> tuple[str, str]:
+    """An argument's type: ``NAME=PLACE``."""
+    name, _, place = text.partition("=")
+    if not name.strip() or not place:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PLACE")
+    return name.strip(), place
+
+
+def photo_parser(prog: str, description: str, examples: str) -> Parser:
+    """With the arguments that :func:`work_through` reads."""
+    usage = "PHOTO_OR_FOLDER... -o FILE_OR_FOLDER [options]"
+    p = Parser(prog, usage, description, f"{examples}\n{EXIT_STATUS}")
+    p.add_argument(
+        "photos",
+        nargs="+",
+        type=Path,
+        metavar="PHOTO_OR_FOLDER",
+        help="JPEG, PNG, TIFF or WebP of 1, 8 or 16 bits; folders with their subfolders",
+    )
+    files = p.add_argument_group("files")
+    files.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FILE_OR_FOLDER",
+        help="where the result goes: a folder, or a file for a single photo",
+    )
+    files.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="of the results in a folder; default: each photo's own",
+    )
+    files.add_argument(
+        "--overwrite", action="store_true", help="make results anew that are there already"
+    )
+    files.add_argument(
+        "--dry-run", action="store_true", help="only list what would be done; loads no model"
+    )
+    files.add_argument(
+        "--max-megapixels",
+        type=float,
+        metavar="N",
+        help="refuse photos of more pixels than this; raise it for very large scans",
+    )
+    files.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    return p
+
+
+def add_device(group: argparse._ArgumentGroup, on_gpu: str) -> None:
+    """--device and --dtype, which :func:`device_and_dtype` reads."""
+    group.add_argument(
+        "--device", default="auto", help="auto (the default): cuda or mps if there is one, else cpu"
+    )
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help=f"auto (the default): float32 on the cpu, else {on_gpu}",
+    )
+
+
+def device_and_dtype(args: argparse.Namespace, on_gpu: str) -> tuple[torch.device, torch.dtype]:
+    """Where and in what precision. Raises ColorFluxError for a device that does not exist."""
+    import torch
+
+    name = args.device
+    if name == "auto":
+        accelerators = (("cuda", torch.cuda), ("mps", torch.backends.mps))
+        name = next((kind for kind, backend in accelerators if backend.is_available()), "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ColorFluxError(f"--device {name}: use auto, cpu, cuda, cuda:1 or mps.") from error
+    dtype = args.dtype
+    if dtype == "auto":
+        dtype = "float32" if device.type == "cpu" else on_gpu
+    return device, getattr(torch, dtype)
+
+
+def exit_status(prog: str, command: Callable[[], int], extra: str = "headless") -> int:
+    """Run a command; whatever goes wrong is one line on stderr and the fitting status.
+
+    ``extra`` of pyproject.toml brings what may not be installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return command()
+    except (ColorFluxError, OSError) as error:
+        tell_error(prog, str(error))
+        return REFUSED
+    except ModuleNotFoundError as error:
+        tell_error(prog, f"{error.name} is not installed: pip install --editable '.[{extra}]'")
+        return REFUSED
+    except KeyboardInterrupt:
+        tell(f"{prog}: interrupted; the same command goes on from here.")
+        return INTERRUPTED
+
+
+def work_through(prog: str, args: argparse.Namespace, load: Callable[[float], Task]) -> int:
+    """Do all photos that are not done yet; returns the exit status.
+
+    Args:
+        prog: For error messages.
+        args: Of :func:`photo_parser`.
+        load: Given the limit on megapixels, loads what does the work; not called without work.
+
+    Raises:
+        ColorFluxError: as :mod:`colorflux_core.cli.batch` does, before or at the first photo.
+    """
+    from ..photos.photo import MAX_MEGAPIXELS
+    from .batch import plan, prepare, run
+
+    jobs = plan(args.photos, args.output, args.format and f".{args.format}")
+    todo = [job for job in jobs if args.overwrite or not job.is_done]
+    skipped = len(jobs) - len(todo)
+    if skipped and not args.quiet:
+        tell(f"{skipped} of {len(jobs)} already there (--overwrite makes them anew)")
+    if args.dry_run:
+        for job in todo:
+            print(f"{job.source} -> {job.target}")
+    if args.dry_run or not todo:
+        return DONE
+
+    prepare(todo)
+    limit = MAX_MEGAPIXELS if args.max_megapixels is None else args.max_megapixels
+    task = load(limit)
+    started = time.perf_counter()
+    failures = run(todo, task, max_megapixels=limit, quiet=args.quiet)
+    for failure in failures:
+        tell_error(prog, failure)
+    done = len(todo) - len(failures)
+    if len(jobs) > 1 and done and not args.quiet:
+        rate = (time.perf_counter() - started) / done
+        tell(f"{done} {task.done}, {len(failures)} failed; {rate:.1f} s a photo")
+    return SOME_FAILED if failures else DONE
+
+
+def quiet_libraries() -> None:
+    """What the libraries remark on each other is nothing to the user of a command."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it where it is there.
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+def tell(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def tell_error(prog: str, message: str) -> None:
+    tell(f"{prog}: error: {' '.join(message.split())}")

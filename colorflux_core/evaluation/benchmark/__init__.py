@@ -1,0 +1,1 @@
+"""Benchmark sets, and the colorizations of them that are compared."""

@@ -1,0 +1,159 @@
+"""Benchmark sets from photos: the same files in every build."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ...cli.batch import tone_of
+from ...errors import ColorFluxError
+from ...photos.color import Fading, fade, grayscale, sample_fading, unit_range
+from ...photos.photo import Photo, load_photo
+from ..rows import read_rows, write_file, write_rows
+from .sets import KINDS, MANIFEST, Row, digest, eight_bit, to_uint8
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How color photos become sets.
+
+    The paper does not say how strong the fading of its augmented set is: here it is the range of
+    both Pro-DPO stages.
+    """
+
+    seed: int = 0
+    fading_low: float = 0.5
+    fading_high: float = 0.95
+    max_side: int = 0
+    """Photos are shrunk to this, at their long side; 0 leaves them as they are."""
+
+    square: int = 0
+    """Photos are squashed to a square of this side, as a model's canvas may be; 0 does not."""
+
+
+def build_sets(
+    photos: Sequence[Path], old_photos: Sequence[Path], folder: Path, recipe: Recipe
+) -> list[str]:
+    """Write the sets of these photos: color ones for the first two, old ones for ``real``.
+
+    Returns:
+        Why each photo that was left out was: it cannot be read, or is gray and can be no truth.
+
+    Raises:
+        ColorFluxError: when nothing is left, two photos have the same name, or the folder cannot
+            be written.
+    """
+    require_own_names(photos)
+    require_own_names(old_photos)
+    forget_build(folder)
+    rows: list[Row] = []
+    left_out: list[str] = []
+    todo = [(path, write_color_photo) for path in photos]
+    todo += [(path, write_old_photo) for path in old_photos]
+    for path, write in tqdm(todo, unit="photo", desc="sets"):
+        try:
+            photo = load_photo(path)
+        except ColorFluxError as error:
+            left_out.append(str(error))
+            continue
+        if write is write_color_photo and tone_of(photo) != "color":
+            left_out.append(f"{path} has no colors to compare with")
+            continue
+        rows += write(photo, folder, recipe)
+    if not rows:
+        raise ColorFluxError(f"no photo is left for a benchmark set; the first: {left_out[0]}")
+    rows.sort(key=lambda row: (KINDS.index(row.set), row.name))
+    write_rows(folder / MANIFEST, Row._fields, rows)
+    return left_out
+
+
+def forget_build(folder: Path) -> None:
+    """Remove what an earlier build wrote, its manifest first: half a build is none."""
+    try:
+        rows = [Row(*row) for row in read_rows(folder / MANIFEST, Row._fields)]
+    except ColorFluxError:
+        return
+    (folder / MANIFEST).unlink()
+    for name in {name for row in rows for name in (row.input, row.truth) if name}:
+        if Path(name).parts[:-1] in {("truth",), *((kind,) for kind in KINDS)}:
+            (folder / name).unlink(missing_ok=True)
+
+
+def write_color_photo(photo: Photo, folder: Path, recipe: Recipe) -> Iterator[Row]:
+    """One photo's truth, and its images in both sets."""
+    name = photo.path.stem
+    true = resized(Image.fromarray(eight_bit(photo)), recipe)
+    fading = fading_of(name, recipe)
+    truth = write_png(folder, f"truth/{name}.png", true)
+    source = digest(photo.path)
+    for kind, image in {"synthesized": true, "augmented": fade(true, fading)}.items():
+        yield Row(
+            kind,
+            name,
+            write_png(folder, f"{kind}/{name}.png", in_gray(image)),
+            truth,
+            str(recipe.seed) if kind == "augmented" else "",
+            factors(fading) if kind == "augmented" else "",
+            photo.path.name,
+            source,
+        )
+
+
+def write_old_photo(photo: Photo, folder: Path, recipe: Recipe) -> Iterator[Row]:
+    name = photo.path.stem
+    image = resized(Image.fromarray(eight_bit(photo)), recipe)
+    written = write_png(folder, f"real/{name}.png", image)
+    yield Row("real", name, written, "", "", "", photo.path.name, digest(photo.path))
+
+
+def fading_of(name: str, recipe: Recipe) -> Fading:
+    """Of the photo's name and the seed alone, so that other photos do not change it."""
+    return sample_fading(
+        random.Random(f"{recipe.seed}/{name}"), recipe.fading_low, recipe.fading_high
+    )
+
+
+def factors(fading: Fading) -> str:
+    return " ".join(f"{operation} {factor:.4f}" for operation, factor in fading.steps)
+
+
+def resized(image: Image.Image, recipe: Recipe) -> Image.Image:
+    if recipe.square:
+        return image.resize((recipe.square, recipe.square), Image.Resampling.LANCZOS)
+    longest = max(image.size)
+    if recipe.max_side and longest > recipe.max_side:
+        size = [max(1, round(side * recipe.max_side / longest)) for side in image.size]
+        return image.resize((size[0], size[1]), Image.Resampling.LANCZOS)
+    return image
+
+
+def in_gray(image: Image.Image) -> Image.Image:
+    """BT.601 luma in three equal channels: what a gray scan would hold, in 8 bits."""
+    rgb = unit_range(torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    return Image.fromarray(to_uint8(grayscale(rgb)))
+
+
+def write_png(folder: Path, name: str, image: Image.Image) -> str:
+    """The name, under which the image is in the folder."""
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG")
+    write_file(folder / name, encoded.getvalue())
+    return name
+
+
+def require_own_names(photos: Sequence[Path]) -> None:
+    """Results are matched by name. Raises ColorFluxError when two photos share one."""
+    seen: dict[str, Path] = {}
+    for path in photos:
+        name = path.stem.casefold()
+        if name in seen:
+            raise ColorFluxError(f"{seen[name]} and {path} have the same name: rename one")
+        seen[name] = path

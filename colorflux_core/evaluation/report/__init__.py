@@ -1,0 +1,1 @@
+"""The report: tables, intervals, pictures, HTML and Markdown."""

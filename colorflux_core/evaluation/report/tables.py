@@ -1,0 +1,217 @@
+"""Scores in the form of the paper's Table 1: sets are blocks, methods rows, metrics columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ..benchmark.sets import BenchmarkSet
+from ..scores import Score
+from .statistics import Comparison, Interval, Values, compare, mean_interval, mean_of
+
+TRUTH = "truth"
+"""The method whose scores are the color photos' own; it has the last row and competes with none."""
+
+ARROWS = {"higher": "↑", "lower": "↓", "truth": "→"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric, as its readers meet it.
+
+    ``truth`` as direction: the best is what comes closest to the value of the color photo itself.
+    """
+
+    key: str
+    title: str
+    direction: Literal["higher", "lower", "truth"]
+    unit: str = ""
+    explanation: str = ""
+
+    @property
+    def arrow(self) -> str:
+        return ARROWS[self.direction]
+
+    @property
+    def heading(self) -> str:
+        unit = f" ({self.unit})" if self.unit else ""
+        return f"{self.title}{unit} {self.arrow}"
+
+
+class Cell(NamedTuple):
+    """One metric of one row on one set."""
+
+    mean: Interval
+    images: int
+    """Of the set (times the seeds) for which there should be a value."""
+
+    present: int
+    """Of them, those that have one."""
+
+    distance: float
+    """The mean distance to the truth of the same image, for such metrics; else NaN."""
+
+    is_best: bool
+
+    @property
+    def is_covered(self) -> bool:
+        return self.present == self.images
+
+
+@dataclass(frozen=True)
+class Block:
+    """One set: the metrics for which any row has a value, and what each image has.
+
+    ``values`` and ``cells`` have an entry for each (row, metric): an array (seeds, images), the
+    images in the set's order, and what the table says of it. Metrics ``of_set`` have one value for
+    the whole set, (seeds, 1).
+    """
+
+    set: BenchmarkSet
+    columns: list[Column]
+    rows: list[str]
+    values: dict[tuple[str, str], Values]
+    cells: dict[tuple[str, str], Cell]
+    of_set: frozenset[str]
+
+    @property
+    def image_columns(self) -> list[Column]:
+        return [column for column in self.columns if column.key not in self.of_set]
+
+
+class Compared(NamedTuple):
+    """A line of the paired comparison; of metrics with a truth, the distances are compared."""
+
+    set: str
+    column: Column
+    method: str
+    reference: str
+    comparison: Comparison
+
+
+def blocks(
+    scores: Iterable[Score],
+    columns: Sequence[Column],
+    sets: Sequence[BenchmarkSet],
+    methods: Sequence[str],
+    runs: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> list[Block]:
+    """A block for each set. Scores of other sets, methods, images and metrics are left out.
+
+    Args:
+        runs: For methods that are seeds of one: by the method's name, the row it is a part of.
+        seed: Of the bootstrap.
+    """
+    runs = runs or {}
+    members: dict[str, list[str]] = {}
+    for method in methods:
+        members.setdefault(runs.get(method, method), []).append(method)
+    members[TRUTH] = [TRUTH]
+    found: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
+    for score in scores:
+        of_metric = found.setdefault((score.set, score.metric), {})
+        of_metric[score.method, score.image] = score.value
+    return [
+        _block(
+            benchmark,
+            {column: found.get((benchmark.name, column.key), {}) for column in columns},
+            members,
+            seed,
+        )
+        for benchmark in sets
+    ]
+
+
+def _block(
+    benchmark: BenchmarkSet,
+    found: Mapping[Column, Mapping[tuple[str, str], float]],
+    members: Mapping[str, Sequence[str]],
+    seed: int,
+) -> Block:
+    """``found`` has the values of each (method, image)."""
+    found = {column: given for column, given in found.items() if given}
+    methods = {method for given in found.values() for method, _ in given}
+    rows = [row for row in members if row != TRUTH or TRUTH in methods]
+    names = [item.name for item in benchmark.items]
+    values: dict[tuple[str, str], Values] = {}
+    cells: dict[tuple[str, str], Cell] = {}
+    of_set = set()
+    for column, given in found.items():
+        images = names
+        if any(not image for _, image in given):
+            images = [""]
+            of_set.add(column.key)
+        arrays = {
+            row: np.array(
+                [
+                    [given.get((method, image), math.nan) for image in images]
+                    for method in members[row]
+                ]
+            )
+            for row in rows
+        }
+        values |= {(row, column.key): array for row, array in arrays.items()}
+        cells |= {(row, column.key): cell for row, cell in _cells(arrays, column, seed).items()}
+    return Block(benchmark, [*found], rows, values, cells, frozenset(of_set))
+
+
+def _cells(values: Mapping[str, Values], column: Column, seed: int) -> dict[str, Cell]:
+    intervals = {row: mean_interval(array, seed) for row, array in values.items()}
+    distances = (
+        {row: mean_of(array) for row, array in ranked(values, column).items()}
+        if column.direction == "truth"
+        else {}
+    )
+    figure_of_merit = distances or {row: interval.mean for row, interval in intervals.items()}
+    present = {row: int((~np.isnan(array)).sum()) for row, array in values.items() if row != TRUTH}
+    # Those with fewer images may have the easy ones.
+    competing = {
+        row: figure_of_merit[row]
+        for row, images in present.items()
+        if images == max(present.values()) and not math.isnan(figure_of_merit[row])
+    }
+    choose = max if column.direction == "higher" else min
+    best = choose(competing.values()) if len({*competing.values()}) > 1 else None
+    return {
+        row: Cell(
+            mean=intervals[row],
+            images=array.size,
+            present=int((~np.isnan(array)).sum()),
+            distance=distances.get(row, math.nan) if row != TRUTH else math.nan,
+            is_best=best is not None and competing.get(row) == best,
+        )
+        for row, array in values.items()
+    }
+
+
+def ranked(values: Mapping[str, Values], column: Column) -> dict[str, Values]:
+    """What methods are ranked by: the values, or their distances to the truth's."""
+    if column.direction != "truth":
+        return dict(values)
+    truth = values.get(TRUTH, np.full((1, 1), math.nan))
+    return {row: np.abs(array - truth) for row, array in values.items()}
+
+
+def compare_rows(block: Block, reference: str, seed: int = 0) -> list[Compared]:
+    """Every row but the truth against the reference, by each metric that images have."""
+    compared: list[Compared] = []
+    for column in block.image_columns:
+        of_column = {row: block.values[row, column.key] for row in block.rows}
+        figures = ranked(of_column, column)
+        for row in block.rows:
+            if row in (reference, TRUTH):
+                continue
+            result = compare(
+                figures[row],
+                figures[reference],
+                higher_is_better=column.direction == "higher",
+                seed=seed,
+            )
+            if result.images:
+                compared.append(Compared(block.set.name, column, row, reference, result))
+    return compared

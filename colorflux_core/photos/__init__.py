@@ -1,0 +1,1 @@
+"""Photos: image files to tensors and back, color, and resizing to the model's canvas and back."""

@@ -1,0 +1,202 @@
+"""To the model's canvas and back to the photo's own size, with the photo's own fine detail.
+
+The model sees a photo at its canvas and returns colors and a tone scale (Pro-DPO restores
+brightness and contrast), but no detail finer than that. Coming back, :meth:`Resizing.back` takes
+the coarse picture from the model and the detail from the full-size original, scaled by how much
+more contrast the model gave to that neighbourhood. The scale is the slope of the local linear
+model of the guided filter (He, Sun and Tang 2013), fitted at canvas size and applied at full size
+as in the fast guided filter (He and Sun 2015).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ColorFluxError
+from .color import luminance, rgb_to_ycbcr, unit_range, ycbcr_to_rgb
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+MULTIPLE = 16
+"""FLUX packs 2x2 patches of a latent at 1/8 size."""
+
+RESOLVED_RADIUS = 4
+"""Canvas pixels: what a box of this radius smooths away is detail, taken from the original."""
+
+WINDOW_RADIUS = 8
+"""Canvas pixels: the neighbourhood in which the model's change of contrast is measured."""
+
+LUMA_RIDGE, CHROMA_RIDGE, OVERALL_RIDGE = 1e-3, 3e-2, 1e-5
+"""Variances of luma (in [0, 1]) below which a window says little about its change of contrast,
+or about its color, and a whole photo about its change of contrast."""
+
+STRIP_PIXELS = 2**20
+"""Full-size pixels that are worked on at a time."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The size at which the model works.
+
+    ``mode`` is ``"square"`` (the paper: any photo becomes ``pixels`` x ``pixels``), ``"aspect"``
+    (the photo's proportions at about as many pixels) or a size such as ``"768x1024"``, width
+    first. All sides are multiples of 16.
+
+    Raises:
+        ColorFluxError: for any other mode, or a side that is not a positive multiple of 16.
+    """
+
+    mode: str = "square"
+    pixels: int = 1024
+
+    def __post_init__(self) -> None:
+        explicit = self._explicit_size()
+        if self.mode not in ("square", "aspect") and explicit is None:
+            raise ColorFluxError(
+                f"The canvas must be square, aspect or WIDTHxHEIGHT, not {self.mode!r}: set canvas."
+            )
+        for side in explicit or (self.pixels,):
+            if side < MULTIPLE or side % MULTIPLE:
+                raise ColorFluxError(
+                    f"The canvas has a side of {side} pixels: set canvas to multiples of "
+                    f"{MULTIPLE}, such as {max(1, round(side / MULTIPLE)) * MULTIPLE}."
+                )
+
+    def _explicit_size(self) -> Size | None:
+        match = re.fullmatch(r"(\d+)x(\d+)", self.mode)
+        return (int(match[2]), int(match[1])) if match else None
+
+    def resizing(self, original: Size) -> Resizing:
+        """How a photo of this size gets to the canvas and back."""
+        explicit = self._explicit_size()
+        if explicit:
+            return Resizing(original, explicit)
+        if self.mode == "square":
+            return Resizing(original, (self.pixels, self.pixels))
+        proportion = math.sqrt(original[0] / original[1])
+        sides = self.pixels * proportion, self.pixels / proportion
+        return Resizing(original, (self._aspect_side(sides[0]), self._aspect_side(sides[1])))
+
+    def _aspect_side(self, side: float) -> int:
+        longest = self.pixels**2 // MULTIPLE  # opposite the shortest side there is
+        return min(max(round(side / MULTIPLE) * MULTIPLE, MULTIPLE), longest)
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """One photo's way to the canvas and back, both (height, width)."""
+
+    original: Size
+    canvas: Size
+
+    def to_canvas(self, image: Tensor) -> Tensor:
+        """The photo ([N,] C, H, W), of any depth, at canvas size: float32 in [0, 1]."""
+        # Channel by channel, so that a scan is never held in float32 as a whole.
+        return torch.cat(
+            [_resize(unit_range(channel), self.canvas) for channel in image.split(1, dim=-3)],
+            dim=-3,
+        )
+
+    def back(self, image: Tensor, original: Tensor | None = None, detail: float = 0.0) -> Tensor:
+        """The model's image ([N,] 3, h, w) in [0, 1] at the photo's own size, ([N,] 3, H, W).
+
+        Args:
+            image: What the model made, at canvas size.
+            original: The photo before :meth:`to_canvas`, ([N,] 3, H, W), of any depth; needed
+                for detail, which is added strip by strip so that scans fit into memory.
+            detail: 0 only resizes; 1 takes all detail finer than ``RESOLVED_RADIUS`` from the
+                original, at the contrast that the model gives to its surroundings. Colors, and
+                brightness and contrast of everything larger, are the model's.
+
+        Raises:
+            ColorFluxError: for a detail outside [0, 1], or above 0 without an original of the
+                size that this record is for.
+        """
+        if not 0 <= detail <= 1:
+            raise ColorFluxError(f"detail must be between 0 and 1, not {detail}.")
+        result = _resize(image, self.original)
+        if detail == 0:
+            return result
+        if original is None or tuple(original.shape[-2:]) != self.original:
+            given = "none" if original is None else "x".join(map(str, original.shape[-2:]))
+            raise ColorFluxError(
+                f"detail {detail} needs the original photo of {self.original[0]}x"
+                f"{self.original[1]} pixels, and was given {given}: set detail to 0."
+            )
+        maps = _detail_maps(luminance(self.to_canvas(original)), rgb_to_ycbcr(image))
+        for rows in self._strips():
+            base, smooth, gain = _upsample_rows(maps, self.original, rows).split([1, 1, 3], dim=-3)
+            strip = result[..., rows, :]
+            ycbcr = torch.cat([base, rgb_to_ycbcr(strip)[..., 1:, :, :]], dim=-3)
+            ycbcr += gain * (luminance(unit_range(original[..., rows, :])) - smooth)
+            strip.lerp_(ycbcr_to_rgb(ycbcr).clamp_(0, 1), detail)
+        return result
+
+    def _strips(self) -> Iterator[slice]:
+        height, width = self.original
+        rows = max(1, STRIP_PIXELS // width)
+        return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
+
+
+def _interpolate(image: Tensor, size: Size, mode: str, *, antialias: bool = False) -> Tensor:
+    batch = image.reshape(-1, *image.shape[-3:])
+    resized = F.interpolate(batch, size=size, mode=mode, antialias=antialias)
+    return resized.reshape(*image.shape[:-2], *size)
+
+
+def _resize(image: Tensor, size: Size) -> Tensor:
+    return _interpolate(image, size, "bicubic", antialias=True).clamp_(0, 1)
+
+
+def _detail_maps(guide: Tensor, ycbcr: Tensor) -> Tensor:
+    """What :meth:`Resizing.back` needs to know of each neighbourhood, (..., 5, h, w).
+
+    The model's coarse luma, the original's coarse luma, and the gain from the original's detail
+    to the model's Y, Cb and Cr: the slopes of a ridge regression on the original's luma over the
+    window, both sides coarse, for the model's own fine detail is what cannot be trusted. Ridge
+    regression shrinks a slope where the guide is flat: Y's towards the slope over the whole
+    image, so that flat but textured surfaces change their contrast like the rest, Cb's and Cr's
+    to none, which leaves the model's color alone there.
+    """
+    guide, image = _box(guide, RESOLVED_RADIUS), _box(ycbcr, RESOLVED_RADIUS)
+    luma_only = guide.new_tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
+
+    def slope(mean: Callable[[Tensor], Tensor], ridge: float | Tensor, prior: Tensor) -> Tensor:
+        variance = (mean(guide * guide) - mean(guide) ** 2).clamp(min=0)
+        covariance = mean(guide * image) - mean(guide) * mean(image)
+        return (covariance + ridge * prior) / (variance + ridge)
+
+    def whole(values: Tensor) -> Tensor:
+        return values.mean(dim=(-2, -1), keepdim=True)
+
+    def window(values: Tensor) -> Tensor:
+        return _box(values, WINDOW_RADIUS)
+
+    overall = slope(whole, OVERALL_RIDGE, prior=luma_only)
+    ridge = LUMA_RIDGE * luma_only + CHROMA_RIDGE * (1 - luma_only)
+    gain = slope(window, ridge, prior=overall * luma_only)
+    return torch.cat([image[..., :1, :, :], guide, window(gain)], dim=-3)
+
+
+def _box(values: Tensor, radius: int) -> Tensor:
+    return F.avg_pool2d(values, 2 * radius + 1, 1, radius, count_include_pad=False)
+
+
+def _upsample_rows(maps: Tensor, size: Size, rows: slice) -> Tensor:
+    """These rows of the maps' bilinear interpolation to the size, the same in any partition."""
+    height = maps.shape[-2]
+    position = torch.arange(rows.start, rows.stop, dtype=torch.float64, device=maps.device)
+    position = ((position + 0.5) * height / size[0] - 0.5).clamp(0, height - 1)
+    above = position.long()
+    below = (above + 1).clamp(max=height - 1)
+    weight = (position - above).to(maps.dtype).unsqueeze(-1)
+    strip = torch.lerp(maps[..., above, :], maps[..., below, :], weight)
+    return _interpolate(strip, (len(position), size[1]), "bilinear")

@@ -1,0 +1,1 @@
+"""Training data: the manifest, pictures made from its photos, and the order of the rows."""

@@ -1,0 +1,1 @@
+"""Latents and image tokens, encoded once and cached on disk."""

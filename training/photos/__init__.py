@@ -1,0 +1,1 @@
+"""``training.prepare``: finding, measuring and choosing photos."""

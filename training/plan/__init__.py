@@ -1,0 +1,1 @@
+"""``--plan``: memory and time of a run, before anything is loaded."""

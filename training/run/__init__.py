@@ -1,0 +1,1 @@
+"""One training run: the loop, its state, checkpoints, metrics and samples."""

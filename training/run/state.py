@@ -1,0 +1,155 @@
+"""What changes in a run: weights, their average, optimizer, schedule, and how it went lately."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from colorflux_core.errors import ColorFluxError
+
+from ..config import LoopConfig
+from ..data.rows import Rows, digest
+from ..models.memory import make_optimizer
+from ..models.parallel import gathered, shared_like
+from .checkpoint import State, newest, require_same
+
+RECENT = 100
+"""Steps whose mean loss a new loss is held against."""
+
+
+class RunState:
+    """Made after the model has been put on its devices."""
+
+    def __init__(
+        self,
+        trainable: nn.Module,
+        rows: Rows,
+        config: LoopConfig,
+        steps: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self.config = config
+        self.weights = {n: p for n, p in trainable.named_parameters() if p.requires_grad}
+        self.parameters = list(self.weights.values())
+        self.optimizer = accelerator.prepare(
+            make_optimizer(
+                config.optimizer, self.parameters, config.learning_rate, config.weight_decay
+            )
+        )
+        self.schedule = get_scheduler(
+            config.schedule,
+            self.optimizer,
+            num_warmup_steps=config.warmup_steps,
+            num_training_steps=steps,
+        )
+        self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.ema_decay else None
+        self.scaler = accelerator.scaler
+        self.losses: deque[float] = deque(maxlen=RECENT)
+        self.settings = settings(config) | {
+            "manifest": digest(*(photo.name.encode() for photo in rows.photos))
+        }
+
+    def step(self) -> None:
+        """Take the optimizer's step with the gradients that are there."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        if self.ema:
+            self.ema.step(self.parameters)
+
+    def require_sound(self, metrics: dict[str, float], step: int, photos: list[Path]) -> None:
+        """Refuse gradients that would spoil the weights.
+
+        Raises ColorFluxError, naming the batch, when the loss or the gradient is not finite or the
+        loss is far above what it was.
+        """
+        loss, norm = metrics["loss"], metrics["grad_norm"]
+        usual = statistics.fmean(self.losses) if len(self.losses) >= RECENT else math.inf
+        ratio = self.config.max_loss_ratio
+        if not math.isfinite(loss):
+            what = f"the loss is {loss}"
+        elif not (math.isfinite(norm) or self.scaler):  # fp16's scaler skips such a step itself.
+            what = f"the gradient's norm is {norm}"
+        elif ratio and abs(loss) > ratio * abs(usual):
+            what = f"the loss is {loss:.3g}, more than --max_loss_ratio {ratio:g} times its mean"
+        else:
+            self.losses.append(loss)
+            return
+        names = ", ".join(sorted({photo.name for photo in photos}))
+        raise ColorFluxError(
+            f"{what} at step {step} on {names}; last good checkpoint: {newest(self.config.output)}."
+            " Look at these photos, or start again with a lower --learning_rate"
+        )
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the weights are their moving average, where there is one."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+
+    def state(self, step: int) -> State:
+        """Everything, whole and on the CPU, for one of the devices; all must take part."""
+        state = {
+            "step": step,
+            "settings": self.settings,
+            "weights": self.weights,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "losses": list(self.losses),
+        }
+        return tree_map_only(torch.Tensor, gathered, state)
+
+    @torch.no_grad()
+    def restore(self, state: State) -> int:
+        """Take over what :meth:`state` gave; returns the steps behind it.
+
+        Raises ColorFluxError, naming the setting, when the run had other settings.
+        """
+        require_same(state["settings"], self.settings)
+        for name, weight in self.weights.items():
+            weight.copy_(shared_like(state["weights"][name], weight))
+        for index, weight in enumerate(self.parameters):
+            for name, value in state["optimizer"]["state"].get(index, {}).items():
+                if isinstance(value, torch.Tensor) and value.shape == weight.shape:
+                    state["optimizer"]["state"][index][name] = shared_like(value, weight)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.ema:
+            averages = zip(state["ema"]["shadow_params"], self.parameters, strict=True)
+            state["ema"]["shadow_params"] = [shared_like(*pair) for pair in averages]
+            self.ema.load_state_dict(state["ema"])
+        if self.scaler and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.losses.extend(state["losses"])
+        return int(state["step"])
+
+
+def settings(config: LoopConfig) -> State:
+    """What may not change when a run is resumed."""
+    return {
+        field.name: str(value) if isinstance(value, Path) else value
+        for field in fields(config)
+        if not field.metadata["may_change"]
+        for value in [getattr(config, field.name)]
+    }
