@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from colorflux_core.bundles.bundle import LORA, Bundle, load_bundle
 from colorflux_core.bundles.bundle_config import find_bundle
+from colorflux_core.loading import load
 from colorflux_core.model.colorization import colorize
 from colorflux_core.model.visual_prompt import image_tokens
 from colorflux_core.photos.color import (
@@ -34,8 +35,9 @@ from colorflux_core.photos.color import (
     unit_range,
     ycbcr_to_rgb,
 )
-from training.data.order import Place, generator
-from training.data.rows import Photo, load, pixels, read_manifest, views
+from training.data.manifest import ManifestPhoto, read_manifest
+from training.data.order import SampleIndex, generator
+from training.data.pictures import pixels, views
 from training.models.parts import Parts
 from training.pro_dpo import ProDpoConfig, ProDpoStage, preference_rows
 
@@ -132,11 +134,11 @@ def with_chroma(planes: Tensor, gray: Tensor) -> Tensor:
     return merge_luminance(ycbcr_to_rgb(torch.cat([y, smooth], dim=1)), y)
 
 
-def stack(photos: list[Photo], per_photo: int = 1) -> Tensor:
+def stack(photos: list[ManifestPhoto], per_photo: int = 1) -> Tensor:
     return unit_range(pixels(views(photos, SIDE, per_photo, seed=0)))
 
 
-def faded(photos: list[Photo], low: float, high: float) -> Tensor:
+def faded(photos: list[ManifestPhoto], low: float, high: float) -> Tensor:
     """Each whole photo with a fading of its own, seeded by its name."""
     pictures = [
         replace(whole, fading=sample_fading(random.Random(whole.photo.file.name), low, high))
@@ -145,7 +147,9 @@ def faded(photos: list[Photo], low: float, high: float) -> Tensor:
     return unit_range(pixels(pictures))
 
 
-def on_gray_inputs(bundle: Bundle, train: list[Photo], held_out: list[Photo]) -> None:
+def on_gray_inputs(
+    bundle: Bundle, train: list[ManifestPhoto], held_out: list[ManifestPhoto]
+) -> None:
     true = stack(held_out)
     gray = grayscale(true)
     pipeline, views_of_train = bundle.pipeline, stack(train, 3)
@@ -172,7 +176,7 @@ def on_gray_inputs(bundle: Bundle, train: list[Photo], held_out: list[Photo]) ->
     table(rows, true)
 
 
-def on_faded_inputs(bundle: Bundle, held_out: list[Photo]) -> None:
+def on_faded_inputs(bundle: Bundle, held_out: list[ManifestPhoto]) -> None:
     true = stack(held_out)
     print(f"\nFaded inputs, {len(true)} photos: mean distance to the true photo's\n")
     print(f"{'':34}{'colorfulness':>13}{'contrast':>10}{'brightness':>12}")
@@ -195,7 +199,7 @@ def on_faded_inputs(bundle: Bundle, held_out: list[Photo]) -> None:
             print(f"{label:40}{colorful:7.2f}{contrast:10.4f}{brightness:12.4f}")
 
 
-def on_pairs(bundle: Bundle, folder: Path, held_out: list[Photo], draws: int = 4) -> None:
+def on_pairs(bundle: Bundle, folder: Path, held_out: list[ManifestPhoto], draws: int = 4) -> None:
     """Does the LoRA prefer the photo to its faded self, beside the reference? Eq. 4's margin."""
     print("\nPreference pairs that training never saw\n")
     for low, high in ((0.5, 0.8), (0.75, 0.95)):
@@ -217,10 +221,12 @@ def on_pairs(bundle: Bundle, folder: Path, held_out: list[Photo], draws: int = 4
             parts = Parts(config)
             rows = preference_rows(views(held_out, SIDE, 1, seed=0), config, parts)
             stage = ProDpoStage(config, parts)
-            places = [Place(place % len(rows), place) for place in range(draws * len(rows))]
+            places = [
+                SampleIndex(position % len(rows), position) for position in range(draws * len(rows))
+            ]
             for batch in load(rows, workers=0, sampler=places, batch_size=16):
-                drawn = stage.draw(
-                    batch, [generator(0, place) for place in batch["place"].tolist()]
+                drawn = stage.prepare_batch(
+                    batch, [generator(0, position) for position in batch["position"].tolist()]
                 )
                 with torch.no_grad():
                     logit = stage.loss(drawn)[1]["logit"]

@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.s3diff import process
 from benchmarks.versus_diffusers import peak_memory
+from training.data.pictures import training_pictures
 
 # The parent must stay small: a child's peak begins at the size of its parent.
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from training.data.order import Place
+    from training.data.order import SampleIndex
     from training.pro_dpo import ProDpoConfig
 
 NANO = Path(__file__).parent.parent / "models/nano"
@@ -85,7 +86,7 @@ class Training(NamedTuple):
 
     model: nn.Module
     rows: int
-    loss: Callable[[list[Place]], Tensor]
+    loss: Callable[[list[SampleIndex]], Tensor]
 
 
 Side = Callable[["ProDpoConfig"], Training]
@@ -117,10 +118,10 @@ def ours(config: ProDpoConfig) -> Training:
 
     stage, rows, _ = pro_dpo_training(config)
 
-    def loss(places: list[Place]) -> Tensor:
-        generators = [generator(config.seed, place.place) for place in places]
+    def loss(places: list[SampleIndex]) -> Tensor:
+        generators = [generator(config.seed, place.position) for place in places]
         batch = default_collate([rows[place] for place in places])
-        return stage.loss(stage.draw(batch, generators))[0]
+        return stage.loss(stage.prepare_batch(batch, generators))[0]
 
     return Training(stage.trainable, len(rows), loss)
 
@@ -138,8 +139,9 @@ def diffusers_example(config: ProDpoConfig) -> Training:
     from colorflux_core.model.lora import add_lora
     from colorflux_core.photos.color import unit_range
     from training.data.order import generator
-    from training.data.rows import gray
-    from training.models.parts import Parts, feature_extractor, pictures, with_noise
+    from training.data.pictures import gray
+    from training.models.flow_stage import with_noise
+    from training.models.parts import Parts, feature_extractor
     from training.pro_dpo import FreshLosers, losers
 
     parts, processor = Parts(config), feature_extractor(config)
@@ -149,12 +151,12 @@ def diffusers_example(config: ProDpoConfig) -> Training:
     )
     torch.manual_seed(config.seed)
     add_lora(transformer, config.rank)
-    winners = pictures(config, "pro_dpo")
+    winners = training_pictures(config, "pro_dpo")
     kept, fresh = losers(winners, config, "0"), FreshLosers(winners, config)
     height, width = (side // 2 for side in config.latent_size)
     img_ids = FluxPipeline._prepare_latent_image_ids(1, height, width, "cpu", torch.float32)
 
-    def loss(places: list[Place]) -> Tensor:
+    def loss(places: list[SampleIndex]) -> Tensor:
         winner = torch.stack([winners[p.row].pixels() for p in places])
         loser = torch.stack([kept[p.row].pixels() if config.pairs else fresh(p) for p in places])
         condition = gray(loser)
@@ -166,7 +168,7 @@ def diffusers_example(config: ProDpoConfig) -> Training:
         latents = FluxPipeline._pack_latents(latents, *latents.shape)
         photos, condition = latents.split(2 * len(places))
         condition = condition.repeat(2, 1, 1)
-        generators = [generator(config.seed, place.place) for place in places]
+        generators = [generator(config.seed, place.position) for place in places]
         drawn = with_noise({"winner": photos[: len(places)]}, "winner", generators, config)
         noise, t = drawn["noise"].repeat(2, 1, 1), drawn["t"].repeat(2)
         noisy = (1 - t[:, None, None]) * photos + t[:, None, None] * noise

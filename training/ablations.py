@@ -18,6 +18,7 @@ import torch
 
 from colorflux_core.bundles.bundle import Bundle, assemble
 from colorflux_core.bundles.components import load_model
+from colorflux_core.digest import digest
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.evaluation.benchmark.build import Recipe, build_sets
 from colorflux_core.evaluation.benchmark.colorized import colorize_sets
@@ -28,8 +29,9 @@ from colorflux_core.photos.resize import Canvas
 
 from . import basic_color, pro_dpo, structure
 from .ablation.tables import ARMS, Arm, sets_for, write_tables
-from .config import Config, parse, recipe_flags, run, setting
-from .data.rows import digest, manifest_rows, read_manifest
+from .config import Config, parse, recipe_flags, setting
+from .data.manifest import manifest_rows, read_manifest
+from .launch import run_command
 
 logger = logging.getLogger(__name__)
 
@@ -202,4 +204,4 @@ def bundle(config: AblationsConfig, folder: Path, arm: Arm) -> Bundle:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

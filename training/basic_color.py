@@ -1,6 +1,6 @@
 """Stage 2, basic color learning (paper 4.1.2, 7.2): ``python -m training.basic_color``.
 
-Redux alone learns to find in the *gray* photo the visual prompt that its color photo has:
+Only Redux is trained. It learns to give for the *gray* photo the visual prompt of the color photo:
 L = L_FM + alpha L_distill (Eq. 6). FLUX and the ControlNet are frozen. The defaults are the
 paper's.
 """
@@ -17,28 +17,26 @@ from transformers import SiglipVisionModel
 
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.model.control import control_from_transformer
-from colorflux_core.model.flow import interpolate, squared_error, velocity
-from colorflux_core.model.velocity import control_residuals, predict_velocity
-from colorflux_core.model.visual_prompt import after_text_tokens, preprocess, prompt_from_tokens
+from colorflux_core.model.flow import squared_error
+from colorflux_core.model.visual_prompt import preprocess, prompt_from_tokens
 from colorflux_core.photos.color import unit_range
 
-from .config import parse, run, setting
-from .data.order import Place
-from .data.rows import Batch, Column, Picture, Rows, gray_pictures, pixels
-from .encode.encoding import latents, statistics, tokens
-from .models.parts import (
-    Parts,
-    PartsConfig,
-    blank_batch,
-    feature_extractor,
-    pictures,
-    pipeline,
+from .config import parse, setting
+from .data.order import SampleIndex
+from .data.pictures import (
+    Picture,
+    gray_pictures,
+    pixels,
     sample_pictures,
-    save_model,
-    with_noise,
+    training_pictures,
 )
-from .run.loop import Loss, Training, start
-from .run.sheets import Sheet
+from .data.rows import Batch, Column, Rows
+from .encode.encoding import latents, statistics, tokens
+from .launch import plan_or_train, run_command
+from .models.artifact import save_model
+from .models.flow_stage import FlowStage, flow_error
+from .models.parts import Parts, PartsConfig, feature_extractor, pipeline
+from .stage import Columns, Loss, Sheet, Training
 
 FLOAT = torch.float32
 
@@ -75,9 +73,12 @@ class BasicColorConfig(PartsConfig):
             raise ColorFluxError("--loss distill has no use for the ControlNet: --train redux")
 
 
-class BasicColorStage:
+class BasicColorStage(FlowStage):
+    name = "basic_color"
+    config: BasicColorConfig
+
     def __init__(self, config: BasicColorConfig, parts: Parts) -> None:
-        self.config, self.parts = config, parts
+        super().__init__(config, parts)
         learning = {"image_embedder": parts.load("image_embedder", config.initial_redux, FLOAT)}
         if config.train == "redux+siglip":
             learning["image_encoder"] = parts.load("image_encoder", dtype=FLOAT)
@@ -90,30 +91,45 @@ class BasicColorStage:
             else:
                 self.controlnet = parts.frozen("controlnet")
             self.transformer = parts.freeze(transformer)
-        self.models = {name: parts.learning(model) for name, model in learning.items()}
+        self.models = {name: parts.trained(model) for name, model in learning.items()}
         tower = self.models.get("image_encoder")
         if isinstance(tower, SiglipVisionModel):
-            tower.head.requires_grad_(False)  # It comes after the tokens.
+            tower.head.requires_grad_(False)  # The tokens do not pass through it.
         self.trainable = nn.ModuleDict(self.models)
         self.pretrained = parts.frozen("image_embedder")
 
-    def draw(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
+    @property
+    def columns(self) -> Columns:  # type: ignore[override]
+        latents = ("latents", "gray_latents") if self.config.loss != "distill" else ()
+        seen = () if "image_encoder" in self.models else ("seen",)
+        return Columns(latents, (*seen, "color_tokens"))
+
+    def prepare_batch(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
         if self.config.token_dropout:
             seen, kept = batch["seen"], 1 - self.config.token_dropout
             masks = [torch.rand(1, seen.shape[2], generator=g) < kept for g in generators]
             batch = batch | {"seen": seen * torch.stack(masks).to(seen.device) / kept}
         if self.config.loss == "distill":
             return batch
-        return with_noise(batch, "latents", generators, self.config)
+        return super().prepare_batch(batch, generators)
 
     def loss(self, batch: Batch) -> Loss:
+        """L_FM + alpha L_distill (Eq. 6), or one of the two."""
         c_v = self.visual_prompt(batch["seen"])
         with torch.no_grad():
             color_prompt = prompt_from_tokens(self.pretrained, batch["color_tokens"])
         distill = squared_error(c_v, color_prompt)
         if self.config.loss == "distill":
             return distill.mean(), {"distillation_loss": distill}
-        flow = self.flow_error(batch, c_v)
+        flow = flow_error(
+            self.transformer,
+            batch["latents"],
+            batch["noise"],
+            batch["t"],
+            self.conditions(c_v),
+            self.controlnet,
+            batch["gray_latents"],
+        )
         total = flow if self.config.loss == "flow" else flow + self.config.alpha * distill
         return total.mean(), {"flow_loss": flow, "distillation_loss": distill}
 
@@ -123,26 +139,15 @@ class BasicColorStage:
         tokens = tower(pixel_values=seen).last_hidden_state if tower else seen
         return prompt_from_tokens(self.models["image_embedder"], tokens)
 
-    def flow_error(self, batch: Batch, c_v: Tensor) -> Tensor:
-        x_0, noise, t = batch["latents"], batch["noise"], batch["t"]
-        x_t = interpolate(x_0, noise, t)
-        prompt = after_text_tokens(c_v, self.config.text_tokens)
-        given = (prompt, self.config.latent_size, self.config.guidance)
-        residuals = control_residuals(self.controlnet, x_t, t, batch["gray_latents"], *given)
-        predicted = predict_velocity(self.transformer, x_t, t, *given, residuals=residuals)
-        return squared_error(predicted, velocity(x_0, noise))
-
     def blank(self, rows: int) -> Batch:
-        batch = blank_batch(
-            self.parts, rows, latents=("latents", "gray_latents"), tokens=("seen", "color_tokens")
-        )
+        batch = super().blank(rows)
         if "image_encoder" in self.models:
             size = self.models["image_encoder"].config.image_size
             batch["seen"] = torch.zeros(rows, 3, size, size)
         return batch
 
     def sample(self, samples: list[Picture]) -> Sheet | None:
-        """Photos above their colorizations from gray; none where FLUX is not loaded."""
+        """The photos; below, colorized from gray. None if FLUX is not loaded."""
         if self.config.loss == "distill":
             return None
         photos = unit_range(pixels(samples))
@@ -162,19 +167,19 @@ class BasicColorStage:
 
 @dataclass(frozen=True)
 class TowerPixels:
-    """A column: what the vision tower is given of each picture, (3, S, S)."""
+    """A column: the vision tower's input for each picture (3, S, S)."""
 
     config: PartsConfig
     pictures: list[Picture]
 
-    def __call__(self, place: Place) -> Tensor:
-        rgb = unit_range(self.pictures[place.row].pixels())
+    def __call__(self, index: SampleIndex) -> Tensor:
+        rgb = unit_range(self.pictures[index.row].pixels())
         return preprocess(feature_extractor(self.config), rgb[None])[0]
 
 
 def basic_color_training(config: BasicColorConfig) -> Training:
     """Raises ColorFluxError when no photo is colorful enough."""
-    candidates, parts = pictures(config, "basic_color"), Parts(config)
+    candidates, parts = training_pictures(config, "basic_color"), Parts(config)
     colorful = statistics(config, candidates)[:, 0] >= config.min_colorfulness
     chosen = [p for p, enough in zip(candidates, colorful.tolist(), strict=True) if enough]
     if not chosen:
@@ -192,7 +197,7 @@ def basic_color_training(config: BasicColorConfig) -> Training:
 
 
 def main(argv: list[str]) -> None:
-    start(
+    plan_or_train(
         parse(BasicColorConfig, argv, "training.basic_color"),
         BasicColorStage,
         basic_color_training,
@@ -200,4 +205,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -12,8 +12,9 @@ from colorflux_core.bundles.bundle import assemble, save_bundle
 from colorflux_core.model.settings import Settings
 from colorflux_core.photos.resize import Canvas
 
-from .config import Config, parse, run, setting
-from .data.rows import manifest_rows
+from .config import Config, parse, setting
+from .data.manifest import manifest_rows
+from .launch import run_command
 
 
 @dataclass
@@ -65,4 +66,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

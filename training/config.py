@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import math
-import signal
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -15,7 +12,6 @@ from typing import Any, Literal, NoReturn, TypeVar
 import torch
 from transformers import HfArgumentParser
 
-from colorflux_core.cli.command_line import quiet_libraries
 from colorflux_core.errors import ColorFluxError
 
 if sys.version_info >= (3, 11):
@@ -140,6 +136,19 @@ class LoopConfig(Config):
         """The type of ``--precision``."""
         return {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
+    def micro_batch_size(self, devices: int) -> int:
+        """Rows of one forward pass on each of ``devices``.
+
+        Raises ColorFluxError when the batch cannot be divided that way.
+        """
+        micro_batch = self.micro_batch or self.batch_size // devices
+        if not micro_batch or self.batch_size % (micro_batch * devices):
+            raise ColorFluxError(
+                f"--batch_size {self.batch_size} must be a multiple of --micro_batch"
+                + (f" on each of {devices} devices" if devices > 1 else "")
+            )
+        return micro_batch
+
     def steps_for(self, rows: int) -> int:
         """``--steps``, or as many as take ``--epochs`` passes over the rows."""
         return self.steps or max(1, math.ceil(self.epochs * rows / self.batch_size))
@@ -211,20 +220,3 @@ def recipe_flags(recipe: Path) -> list[str]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ColorFluxError(f"--recipe {recipe}: is not TOML: {error}") from error
     return [f"--{key}={value}" for key, value in settings.items()]
-
-
-def run(main: Callable[[list[str]], None]) -> None:
-    """A trainer's command line: errors that users can mend, and being stopped, end in one line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    quiet_libraries()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        main(sys.argv[1:])
-    except ColorFluxError as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except torch.cuda.OutOfMemoryError as error:
-        reason = str(error).partition(". ")[0]
-        sys.exit(f"error: {reason}: give a smaller --micro_batch; --plan says what else helps")
-    except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)

@@ -33,8 +33,9 @@ from colorflux_core.errors import ColorFluxError
 from colorflux_core.photos.color import unit_range
 from colorflux_core.photos.photo import save_photo
 
-from .config import Help, Parser, run, setting
-from .data.rows import to_uint8
+from .config import Help, Parser, setting
+from .data.pictures import to_uint8
+from .launch import run_command
 from .photos.choose import STAGES, Accepted, Filters, Rejected, choose
 from .photos.files import find_photos
 from .photos.measure import JOURNAL, measure_all
@@ -165,4 +166,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

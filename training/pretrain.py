@@ -9,16 +9,18 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+from colorflux_core.loading import load
 from colorflux_core.model.visual_prompt import preprocess
 from colorflux_core.photos.color import unit_range
 
-from .config import LoopConfig, parse, run, setting
-from .data.rows import Pixels, load
-from .models.parts import pictures
+from .config import LoopConfig, parse, setting
+from .data.pictures import training_pictures
+from .data.rows import Pixels
+from .launch import plan_or_train, run_command
 from .nano.flux import FluxConfig, FluxStage, flux_training
 from .nano.vae import VaeConfig, vae_training
 from .nano.vision import convert, image_processor, published_weights, standardize
-from .run.loop import start, train
+from .run.loop import train
 
 
 @dataclass
@@ -32,7 +34,7 @@ def make_vision(config: VisionConfig) -> None:
     """Convert the published tower, and standardize its features over the photos."""
     tower = convert(published_weights(), config.image_size)
     processor = image_processor(config.image_size)
-    whole = [picture for picture in pictures(config, "vision") if picture.view == 0]
+    whole = [picture for picture in training_pictures(config, "vision") if picture.view == 0]
     batches = load(Pixels(whole), config.workers, batch_size=16)
     standardize(tower, (preprocess(processor, unit_range(batch)) for _, batch in batches))
     tower.save_pretrained(config.output / "image_encoder")
@@ -48,10 +50,10 @@ def main(argv: list[str]) -> None:
         config = parse(VaeConfig, flags, prog)
         train(vae_training(config), config)
     elif part == "flux":
-        start(parse(FluxConfig, flags, prog), FluxStage, flux_training)
+        plan_or_train(parse(FluxConfig, flags, prog), FluxStage, flux_training)
     else:
         sys.exit(f"{__doc__}\nSay which part: vision, vae or flux; each has its own --help.")
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -21,32 +21,31 @@ from torch import Tensor
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.model.flow import (
     beta_at,
-    interpolate,
     preference_terms,
-    squared_error,
-    velocity,
+    sample_path,
 )
 from colorflux_core.model.lora import add_lora, reference_policy, save_lora
-from colorflux_core.model.velocity import Residuals, control_residuals, predict_velocity
-from colorflux_core.model.visual_prompt import after_text_tokens, prompt_from_tokens
+from colorflux_core.model.velocity import control_residuals, predict_velocity
+from colorflux_core.model.visual_prompt import prompt_from_tokens
 from colorflux_core.photos.color import Fading, sample_fading, unit_range
 
-from .config import parse, run, setting
-from .data.order import Place
-from .data.rows import Batch, Column, Picture, Rows, gray, gray_pictures, pixels
-from .encode.encoding import latent_encoder, latents, statistics, token_encoder, tokens
-from .models.parallel import devices, gathered
-from .models.parts import (
-    Parts,
-    PartsConfig,
-    blank_batch,
-    pictures,
-    pipeline,
+from .config import parse, setting
+from .data.order import SampleIndex
+from .data.pictures import (
+    Picture,
+    gray,
+    gray_pictures,
+    pixels,
     sample_pictures,
-    with_noise,
+    training_pictures,
 )
-from .run.loop import Loss, Training, start
-from .run.sheets import Sheet
+from .data.rows import Batch, Column, Rows
+from .encode.encoding import latent_encoder, latents, statistics, token_encoder, tokens
+from .launch import plan_or_train, run_command
+from .models.flow_stage import FlowStage, flow_error
+from .models.parallel import devices, gather_to_main
+from .models.parts import Parts, PartsConfig, pipeline
+from .stage import Columns, Loss, Sheet, Training
 
 
 @dataclass
@@ -92,20 +91,25 @@ class ProDpoConfig(PartsConfig):
             )
 
 
-class ProDpoStage:
+class ProDpoStage(FlowStage):
+    name = "pro_dpo"
+    photo = "winner"
+    columns = Columns(latents=("winner", "loser", "condition"), tokens=("loser_tokens",))
+    config: ProDpoConfig
+
     def __init__(self, config: ProDpoConfig, parts: Parts) -> None:
-        self.config, self.parts = config, parts
-        transformer = parts.hold(parts.load("transformer"))
+        super().__init__(config, parts)
+        transformer = parts.store(parts.load("transformer"))
         torch.manual_seed(config.seed)
         add_lora(transformer, config.rank, start=config.initial_lora)
-        self.trainable = parts.place(transformer)
+        self.trainable = parts.to_device(transformer)
         self.controlnet = parts.frozen("controlnet")
         self.redux = parts.frozen("image_embedder")
         if not config.pairs:
             self.encode_latents, self.encode_tokens = latent_encoder(parts), token_encoder(parts)
 
-    def draw(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
-        """One noise and one timestep for winner and loser."""
+    def prepare_batch(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
+        """The same noise and timestep for winner and loser."""
         if not self.config.pairs:
             faded = batch["loser_pixels"]
             grays = unit_range(gray(faded))
@@ -114,29 +118,31 @@ class ProDpoStage:
                 "condition": self.encode_latents(grays).float(),
                 "loser_tokens": self.encode_tokens(grays),
             }
-        return with_noise(batch, "winner", generators, self.config)
+        return super().prepare_batch(batch, generators)
 
     def loss(self, batch: Batch) -> Loss:
         with torch.no_grad():
             c_v = prompt_from_tokens(self.redux, batch["loser_tokens"])
-        prompt = after_text_tokens(c_v, self.config.text_tokens)
-        return self.dpo(batch, prompt) if self.config.loss == "dpo" else self.sft(batch, prompt)
+        return self.dpo(batch, c_v) if self.config.loss == "dpo" else self.sft(batch, c_v)
 
-    def dpo(self, batch: Batch, prompt: Tensor) -> Loss:
-        """Winner and loser in one batch; the ControlNet runs once for policy and reference."""
+    def dpo(self, batch: Batch, c_v: Tensor) -> Loss:
+        """L_Diff-DPO (Eq. 4). Winner and loser go through in one batch; the ControlNet, which both
+        policies share, runs once."""
         photos = torch.cat([batch["winner"], batch["loser"]])
         noise, t = batch["noise"].repeat(2, 1, 1), batch["t"].repeat(2)
-        condition, prompt = batch["condition"].repeat(2, 1, 1), prompt.repeat(2, 1, 1)
-        x_t = interpolate(photos, noise, t)
+        condition = batch["condition"].repeat(2, 1, 1)
+        conditions = self.conditions(c_v.repeat(2, 1, 1))
+        path = sample_path(photos, noise, t)
 
-        residuals = self.residuals(x_t, t, condition, prompt)
-        with torch.no_grad(), reference_policy(self.trainable):
-            reference = self.predict(x_t, t, prompt, residuals)
-        policy = self.predict(x_t, t, prompt, residuals)
+        with torch.no_grad():
+            residuals = control_residuals(self.controlnet, path.x_t, t, condition, conditions)
+            with reference_policy(self.trainable):
+                reference = predict_velocity(self.trainable, path.x_t, t, conditions, residuals)
+        policy = predict_velocity(self.trainable, path.x_t, t, conditions, residuals)
 
         policy_winner, policy_loser = policy.chunk(2)
         reference_winner, reference_loser = reference.chunk(2)
-        winner_velocity, loser_velocity = velocity(photos, noise).chunk(2)
+        winner_velocity, loser_velocity = path.velocity.chunk(2)
         terms = preference_terms(
             policy_winner,
             policy_loser,
@@ -155,31 +161,18 @@ class ProDpoStage:
             "loser_error": terms.loser_error,
         }
 
-    def sft(self, batch: Batch, prompt: Tensor) -> Loss:
-        """L_FM on (c, x_w)."""
-        x_0, noise, t = batch["winner"], batch["noise"], batch["t"]
-        x_t = interpolate(x_0, noise, t)
-        residuals = self.residuals(x_t, t, batch["condition"], prompt)
-        predicted = self.predict(x_t, t, prompt, residuals)
-        error = squared_error(predicted, velocity(x_0, noise))
-        return error.mean(), {"flow_loss": error}
-
-    @torch.no_grad()
-    def residuals(self, x_t: Tensor, t: Tensor, condition: Tensor, prompt: Tensor) -> Residuals:
-        given = (prompt, self.config.latent_size, self.config.guidance)
-        return control_residuals(self.controlnet, x_t, t, condition, *given)
-
-    def predict(self, x_t: Tensor, t: Tensor, prompt: Tensor, residuals: Residuals) -> Tensor:
-        given = (prompt, self.config.latent_size, self.config.guidance)
-        return predict_velocity(self.trainable, x_t, t, *given, residuals=residuals)
-
-    def blank(self, rows: int) -> Batch:
-        return blank_batch(
-            self.parts,
-            rows,
-            latents=("winner", "loser", "condition"),
-            tokens=("loser_tokens",),
+    def sft(self, batch: Batch, c_v: Tensor) -> Loss:
+        """L_FM (Eq. 2) on the condition and the winner."""
+        error = flow_error(
+            self.trainable,
+            batch["winner"],
+            batch["noise"],
+            batch["t"],
+            self.conditions(c_v),
+            self.controlnet,
+            batch["condition"],
         )
+        return error.mean(), {"flow_loss": error}
 
     def sample(self, samples: list[Picture]) -> Sheet:
         """Faded photos and the true ones; colorized by the reference; colorized by the policy."""
@@ -204,7 +197,9 @@ class ProDpoStage:
         return Sheet([true, faded, reference], [policy])
 
     def save(self, folder: Path) -> None:
-        weights = {n: gathered(p) for n, p in self.trainable.named_parameters() if p.requires_grad}
+        weights = {
+            n: gather_to_main(p) for n, p in self.trainable.named_parameters() if p.requires_grad
+        }
         if devices().is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             save_lora(self.trainable, folder / "pro_dpo.safetensors", weights=weights)
@@ -231,9 +226,9 @@ class FreshLosers:
     winners: list[Picture]
     config: ProDpoConfig
 
-    def __call__(self, place: Place) -> Tensor:
-        faded = fading(self.config, f"place {place.place}")
-        return replace(self.winners[place.row], fading=faded).pixels()
+    def __call__(self, index: SampleIndex) -> Tensor:
+        faded = fading(self.config, f"place {index.position}")
+        return replace(self.winners[index.row], fading=faded).pixels()
 
 
 def preference_rows(winners: list[Picture], config: ProDpoConfig, parts: Parts) -> Rows:
@@ -267,7 +262,7 @@ def well_exposed(statistics: Tensor, config: ProDpoConfig) -> Tensor:
 
 def pro_dpo_training(config: ProDpoConfig) -> Training:
     """Raises ColorFluxError when no photo is well exposed."""
-    candidates, parts = pictures(config, "pro_dpo"), Parts(config)
+    candidates, parts = training_pictures(config, "pro_dpo"), Parts(config)
     fit = well_exposed(statistics(config, candidates), config)
     winners = [p for p, fits in zip(candidates, fit.tolist(), strict=True) if fits]
     if not winners:
@@ -278,8 +273,8 @@ def pro_dpo_training(config: ProDpoConfig) -> Training:
 
 
 def main(argv: list[str]) -> None:
-    start(parse(ProDpoConfig, argv, "training.pro_dpo"), ProDpoStage, pro_dpo_training)
+    plan_or_train(parse(ProDpoConfig, argv, "training.pro_dpo"), ProDpoStage, pro_dpo_training)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

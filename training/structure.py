@@ -1,7 +1,7 @@
 """Stage 1, structure consistency training (paper 4.1.1, 7.1): ``python -m training.structure``.
 
-The gray ControlNet alone learns, with L_FM. It is told the colors by the visual prompt of the
-*color* photo, so that structure is all that is left for it to learn. The defaults are the paper's.
+Only the gray ControlNet is trained, with L_FM. The visual prompt comes from the *color* photo and
+tells the model the colors, so that only structure is left to learn. The defaults are the paper's.
 """
 
 from __future__ import annotations
@@ -12,26 +12,24 @@ from pathlib import Path
 import torch
 
 from colorflux_core.model.control import control_from_transformer
-from colorflux_core.model.flow import interpolate, squared_error, velocity
-from colorflux_core.model.velocity import control_residuals, predict_velocity
-from colorflux_core.model.visual_prompt import after_text_tokens, prompt_from_tokens
+from colorflux_core.model.visual_prompt import prompt_from_tokens
 from colorflux_core.photos.color import unit_range
 
-from .config import parse, run, setting
-from .data.rows import Batch, Picture, Rows, gray_pictures, pixels
-from .encode.encoding import latents, tokens
-from .models.parts import (
-    Parts,
-    PartsConfig,
-    blank_batch,
-    pictures,
-    pipeline,
+from .config import parse, setting
+from .data.pictures import (
+    Picture,
+    gray_pictures,
+    pixels,
     sample_pictures,
-    save_model,
-    with_noise,
+    training_pictures,
 )
-from .run.loop import Loss, Training, start
-from .run.sheets import Sheet
+from .data.rows import Batch, Rows
+from .encode.encoding import latents, tokens
+from .launch import plan_or_train, run_command
+from .models.artifact import save_model
+from .models.flow_stage import FlowStage, flow_error
+from .models.parts import Parts, PartsConfig, pipeline
+from .stage import Columns, Loss, Sheet, Training
 
 
 @dataclass
@@ -46,9 +44,12 @@ class StructureConfig(PartsConfig):
     )
 
 
-class StructureStage:
+class StructureStage(FlowStage):
+    name = "structure"
+    columns = Columns(latents=("latents", "gray_latents"), tokens=("color_tokens",))
+
     def __init__(self, config: StructureConfig, parts: Parts) -> None:
-        self.config, self.parts = config, parts
+        super().__init__(config, parts)
         transformer = parts.load("transformer")
         if config.initial_controlnet is None:
             controlnet = control_from_transformer(
@@ -56,32 +57,27 @@ class StructureStage:
             )
         else:
             controlnet = parts.load("controlnet", config.initial_controlnet, torch.float32)
-        self.trainable = parts.learning(controlnet)
+        self.trainable = parts.trained(controlnet)
         self.transformer = parts.freeze(transformer)
         self.redux = parts.frozen("image_embedder")
 
-    def draw(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
-        return with_noise(batch, "latents", generators, self.config)
-
     def loss(self, batch: Batch) -> Loss:
-        x_0, noise, t = batch["latents"], batch["noise"], batch["t"]
-        x_t = interpolate(x_0, noise, t)
+        """L_FM (Eq. 2), the visual prompt from the color photo."""
         with torch.no_grad():
             c_v = prompt_from_tokens(self.redux, batch["color_tokens"])
-        prompt = after_text_tokens(c_v, self.config.text_tokens)
-        given = (prompt, self.config.latent_size, self.config.guidance)
-        residuals = control_residuals(self.trainable, x_t, t, batch["gray_latents"], *given)
-        predicted = predict_velocity(self.transformer, x_t, t, *given, residuals=residuals)
-        error = squared_error(predicted, velocity(x_0, noise))
+        error = flow_error(
+            self.transformer,
+            batch["latents"],
+            batch["noise"],
+            batch["t"],
+            self.conditions(c_v),
+            self.trainable,
+            batch["gray_latents"],
+        )
         return error.mean(), {"flow_loss": error}
 
-    def blank(self, rows: int) -> Batch:
-        return blank_batch(
-            self.parts, rows, latents=("latents", "gray_latents"), tokens=("color_tokens",)
-        )
-
     def sample(self, samples: list[Picture]) -> Sheet:
-        """Photos; drawn with the color photo's prompt; drawn with the gray photo's prompt."""
+        """The photos; below, drawn with the color photo's prompt and with the gray photo's."""
         photos = unit_range(pixels(samples))
         draw = pipeline(self.parts, transformer=self.transformer, controlnet=self.trainable)
         drawn = [
@@ -100,7 +96,7 @@ class StructureStage:
 
 
 def structure_training(config: StructureConfig) -> Training:
-    chosen, parts = pictures(config, "structure"), Parts(config)
+    chosen, parts = training_pictures(config, "structure"), Parts(config)
     rows = Rows(
         [picture.photo.file for picture in chosen],
         {
@@ -114,8 +110,10 @@ def structure_training(config: StructureConfig) -> Training:
 
 
 def main(argv: list[str]) -> None:
-    start(parse(StructureConfig, argv, "training.structure"), StructureStage, structure_training)
+    plan_or_train(
+        parse(StructureConfig, argv, "training.structure"), StructureStage, structure_training
+    )
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

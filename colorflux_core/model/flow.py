@@ -19,15 +19,22 @@ TimestepDensity = Literal["logit_normal", "uniform"]
 BetaSchedule = Literal["constant", "time"]
 
 
-def interpolate(x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """x_t = (1 - t) x_0 + t eps (Eq. 1)."""
-    t = t.view(-1, *[1] * (x_0.ndim - 1))
-    return (1 - t) * x_0 + t * noise
+class PathSample(NamedTuple):
+    """A point on the straight path from photos to noise, and the velocity along it.
+
+    Attributes:
+        x_t: (1 - t) x_0 + t eps (Eq. 1), of the shape of x_0.
+        velocity: eps - x_0, the target of Eq. 2, of the same shape.
+    """
+
+    x_t: Tensor
+    velocity: Tensor
 
 
-def velocity(x_0: Tensor, noise: Tensor) -> Tensor:
-    """The target velocity v = eps - x_0 (Eq. 2)."""
-    return noise - x_0
+def sample_path(x_0: Tensor, noise: Tensor, t: Tensor) -> PathSample:
+    """The path from ``x_0`` to ``noise``, both (B, ...), at timesteps ``t`` (B,) in [0, 1]."""
+    weight = t.view(-1, *[1] * (x_0.ndim - 1))
+    return PathSample((1 - weight) * x_0 + weight * noise, noise - x_0)
 
 
 def sample_timesteps(
@@ -43,18 +50,12 @@ def sample_timesteps(
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """||target - prediction||^2 of each row (B,), as the mean over its dimensions, in float32."""
+    """||target - prediction||^2 of each row (B,), as the mean over its dimensions, in float32.
+
+    Its mean over the rows is L_FM (Eq. 2) for velocities, and L_distill (Eq. 5) for the prompts
+    Phi(gray) and Phi'(color).
+    """
     return (target.float() - prediction.float()).square().flatten(1).mean(1)
-
-
-def flow_matching_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """L_FM (Eq. 2): the expectation of the squared velocity error. A scalar."""
-    return squared_error(predicted, target).mean()
-
-
-def distillation_loss(gray_prompt: Tensor, color_prompt: Tensor) -> Tensor:
-    """L_distill (Eq. 5) between Phi(gray) and the frozen Phi'(color), both (B, tokens, width)."""
-    return squared_error(gray_prompt, color_prompt.detach()).mean()
 
 
 class PreferenceTerms(NamedTuple):

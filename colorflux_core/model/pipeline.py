@@ -33,7 +33,7 @@ from ..photos.color import grayscale
 from .flow import set_timesteps
 from .latents import decode, encode, pack, unpack
 from .settings import UNION_GRAY_MODE, Settings
-from .velocity import control_residuals, predict_velocity
+from .velocity import Conditions, control_residuals, predict_velocity
 from .visual_prompt import after_text_tokens, visual_prompt
 
 Pictures = Image.Image | list[Image.Image] | Tensor
@@ -174,14 +174,14 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
                     if self.interrupt:
                         break
                     x, t = x_t.to(dtype), (timestep / 1000).expand(batch)
-                    given = (prompt, latent_size, guidance_scale)
+                    conditions = Conditions(prompt, latent_size, guidance_scale, pooled)
                     residuals = None
                     if settings.control_applies(step):
                         scale = controlnet_conditioning_scale
                         residuals = control_residuals(
-                            self.controlnet, x, t, c_gray, *given, scale, mode, pooled
+                            self.controlnet, x, t, c_gray, conditions, scale, mode
                         )
-                    v = predict_velocity(self.transformer, x, t, *given, residuals, pooled)
+                    v = predict_velocity(self.transformer, x, t, conditions, residuals)
                     x_t = self.scheduler.step(v.float(), timestep, x_t, return_dict=False)[0]
                     if callback_on_step_end is not None:
                         tensors = dict(latents=x_t, prompt_embeds=prompt, control_latents=c_gray)

@@ -11,6 +11,23 @@ from .latents import image_ids
 
 
 @dataclass(frozen=True)
+class Conditions:
+    """What FLUX and its ControlNet are given besides x_t and t.
+
+    Attributes:
+        prompt: The visual prompt after its text tokens, (B, T, D).
+        latent_size: Height and width of the latents before packing.
+        guidance: Guidance scale, used by models distilled for it (``guidance_embeds``).
+        pooled: A text's pooled vector (B, P); None means zeros, as without a text.
+    """
+
+    prompt: Tensor
+    latent_size: tuple[int, int]
+    guidance: float
+    pooled: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Residuals:
     """What the ControlNet adds after each double and single block; None where it adds nothing."""
 
@@ -23,18 +40,20 @@ def control_residuals(
     x_t: Tensor,
     t: Tensor,
     control_latents: Tensor,
-    prompt: Tensor,
-    latent_size: tuple[int, int],
-    guidance: float,
+    conditions: Conditions,
     scale: float = 1.0,
     mode: Tensor | None = None,
-    pooled: Tensor | None = None,
 ) -> Residuals:
-    """The ControlNet's residuals for x_t and the gray photo's latents, both packed (B, L, C).
+    """The ControlNet's residuals for x_t.
 
-    ``t`` (B,) is in [0, 1]; ``prompt`` (B, T, D) is the visual prompt behind its text tokens;
-    ``latent_size`` the latents' height and width before packing; ``mode`` (B, 1) the control mode
-    of a union ControlNet; ``pooled`` (B, P) a text's pooled vector, zero without a text.
+    Args:
+        controlnet: The gray ControlNet.
+        x_t: Packed noisy latents (B, L, C).
+        t: Timesteps (B,) in [0, 1].
+        control_latents: Packed latents of the gray photo (B, L, C).
+        conditions: The same as the transformer's.
+        scale: Strength of the ControlNet.
+        mode: Control mode (B, 1) of a union ControlNet.
     """
     double, single = controlnet(
         hidden_states=x_t,
@@ -42,7 +61,7 @@ def control_residuals(
         controlnet_mode=mode,
         conditioning_scale=scale,
         return_dict=False,
-        **conditions(controlnet, x_t, t, prompt, latent_size, guidance, pooled),
+        **_model_inputs(controlnet, x_t, t, conditions),
     )
     return Residuals(double, single)
 
@@ -51,40 +70,39 @@ def predict_velocity(
     transformer: FluxTransformer2DModel,
     x_t: Tensor,
     t: Tensor,
-    prompt: Tensor,
-    latent_size: tuple[int, int],
-    guidance: float,
+    conditions: Conditions,
     residuals: Residuals | None = None,
-    pooled: Tensor | None = None,
 ) -> Tensor:
-    """v_theta(x_t, t) (B, L, C), given the visual prompt and, in ``residuals``, the gray photo."""
+    """v_theta(x_t, t) (B, L, C); ``residuals`` carry the gray photo, None leaves it out.
+
+    ``x_t`` (B, L, C) are packed noisy latents, ``t`` (B,) timesteps in [0, 1].
+    """
     return transformer(
         hidden_states=x_t,
         controlnet_block_samples=residuals and residuals.double,
         controlnet_single_block_samples=residuals and residuals.single,
         return_dict=False,
-        **conditions(transformer, x_t, t, prompt, latent_size, guidance, pooled),
+        **_model_inputs(transformer, x_t, t, conditions),
     )[0]
 
 
-def conditions(
+def _model_inputs(
     model: FluxControlNetModel | FluxTransformer2DModel,
     x_t: Tensor,
     t: Tensor,
-    prompt: Tensor,
-    latent_size: tuple[int, int],
-    guidance: float,
-    pooled: Tensor | None = None,
+    conditions: Conditions,
 ) -> dict[str, Tensor | None]:
-    """What both networks are told beside x_t. Text positions are zero, as is the pooled vector."""
-    batch, config = len(x_t), model.config
+    """The inputs that both networks share. Text positions are zero, as in FLUX.1."""
+    batch, config, prompt = len(x_t), model.config, conditions.prompt
+    pooled = conditions.pooled
     if pooled is None:
         pooled = x_t.new_zeros(batch, config.pooled_projection_dim)
+    guidance = x_t.new_full((batch,), conditions.guidance) if config.guidance_embeds else None
     return {
         "timestep": t.to(x_t.dtype),
-        "guidance": x_t.new_full((batch,), guidance) if config.guidance_embeds else None,
+        "guidance": guidance,
         "encoder_hidden_states": prompt,
         "pooled_projections": pooled,
         "txt_ids": x_t.new_zeros(prompt.shape[1], 3),
-        "img_ids": image_ids(*latent_size, x_t.device, x_t.dtype),
+        "img_ids": image_ids(*conditions.latent_size, x_t.device, x_t.dtype),
     }

@@ -29,7 +29,7 @@ from colorflux_core.bundles.bundle import save_bundle
 from colorflux_core.model.latents import pack
 from colorflux_core.model.lora import add_lora, load_lora_state, save_lora
 from colorflux_core.model.settings import Settings
-from colorflux_core.model.velocity import control_residuals
+from colorflux_core.model.velocity import Conditions, control_residuals
 from tests import flux_models
 from tests.nano_models import SIGLIP, tiny_pipeline
 from tests.nodes.comfy_models import flux_dev, lora_deltas, use_folder
@@ -73,7 +73,7 @@ def test_controlnet(
     prompt, pooled, t = noise(2, 5, 4096), noise(2, 768), torch.tensor([0.3, 0.9])
     with torch.no_grad():
         expected = control_residuals(
-            model.float(), pack(latents), t, pack(hint), prompt, (8, 6), 3.5, pooled=pooled
+            model.float(), pack(latents), t, pack(hint), Conditions(prompt, (8, 6), 3.5, pooled)
         )
     assert expected.double is not None and expected.single is not None
     del model

@@ -16,11 +16,13 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from colorflux_core.loading import load
 from tests.training.tiny_training import Setup
-from training.data.order import Place, generator
-from training.data.rows import Batch, Rows, load
+from training.data.order import SampleIndex, generator
+from training.data.rows import Batch, Rows
 from training.run.checkpoint import checkpoints
-from training.run.loop import Training, train
+from training.run.loop import train
+from training.stage import Training
 
 PAPER_STAGES = ("structure", "basic_color", "pro_dpo")
 
@@ -64,13 +66,13 @@ def changed(before: Weights, after: Weights) -> set[str]:
 
 def raw_batch(rows: Rows, count: int = 4) -> Batch:
     """The first rows, before anything random is drawn."""
-    places = [Place(row, row) for row in range(count)]
+    places = [SampleIndex(row, row) for row in range(count)]
     return next(load(rows, workers=0, batch_sampler=[places]))
 
 
 def fixed_batch(stage: Any, rows: Rows, count: int = 4) -> Batch:
     """The first rows with their noise and timesteps, the same on every call."""
-    return stage.draw(raw_batch(rows, count), [generator(0, row) for row in range(count)])
+    return stage.prepare_batch(raw_batch(rows, count), [generator(0, row) for row in range(count)])
 
 
 def assert_all_that_learns_has_a_gradient(stage: Any, rows: Rows) -> None:
@@ -137,14 +139,14 @@ def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def during_step(training: Training, step: int, event: Callable[[], object]) -> Training:
     """The training, with something that happens in a step, counted from the run's first."""
     stage: Any = training.stage
-    draw, steps = stage.draw, itertools.count()
+    draw, steps = stage.prepare_batch, itertools.count()
 
     def draw_in_the_event(*given: Any) -> Batch:
         if next(steps) == step:
             event()
         return draw(*given)
 
-    stage.draw = draw_in_the_event
+    stage.prepare_batch = draw_in_the_event
     return training
 
 

@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from training.config import LoopConfig
-from training.data.order import Place
-from training.data.rows import Batch, Column, Picture, Rows
-from training.run.loop import Loss, Training, train
-from training.run.sheets import Sheet
+from training.data.order import SampleIndex
+from training.data.pictures import Picture
+from training.data.rows import Batch, Column, Rows
+from training.run.loop import train
+from training.stage import Loss, Sheet, Training
 
 PHOTOS = [Path(f"{row}.png") for row in range(8)]
 X = torch.linspace(-1, 1, len(PHOTOS))
@@ -31,7 +32,7 @@ class Line:
             for parameter in self.trainable.parameters():
                 parameter.zero_()
 
-    def draw(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
+    def prepare_batch(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
         noise = torch.cat([torch.randn(1, generator=generator) for generator in generators])
         return batch | {"y": 2 * batch["x"] + 0.1 * noise}
 
@@ -53,7 +54,7 @@ def line_training(**columns: Column) -> Training:
     return Training(Line(), Rows(PHOTOS, given | columns), [])
 
 
-def one(place: Place) -> Tensor:
+def one(place: SampleIndex) -> Tensor:
     return torch.tensor(1.0)
 
 

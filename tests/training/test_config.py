@@ -18,7 +18,8 @@ from tests.training.tiny_training import CANVAS, Setup
 from training import basic_color, pretrain, pro_dpo, structure
 from training.basic_color import BasicColorConfig
 from training.bundle import BundleConfig
-from training.config import Config, parse, run
+from training.config import Config, parse
+from training.launch import run_command
 from training.nano.flux import FluxConfig
 from training.nano.vae import VaeConfig
 from training.pretrain import VisionConfig
@@ -237,7 +238,7 @@ def test_crops_fit_the_canvas_and_the_latents() -> None:
 @pytest.mark.parametrize(
     ("main", "argv", "taught"),
     [
-        (structure.main, [], "alone learns, with L_FM"),
+        (structure.main, [], "Only the gray ControlNet is trained, with L_FM"),
         (basic_color.main, [], "(Eq. 6)"),
         (pro_dpo.main, [], "--initial_lora FOLDER_OF_A"),
         (pretrain.main, ["vision"], "stand-ins for published weights"),
@@ -275,7 +276,7 @@ def ending(monkeypatch: pytest.MonkeyPatch, main: Callable[[list[str]], None], *
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(sys, "argv", ["training", *words])
     with pytest.raises(SystemExit) as end:
-        run(main)
+        run_command(main)
     signal.signal(signal.SIGTERM, before)
     return end.value.code
 

@@ -16,9 +16,9 @@ from colorflux_core.model.visual_prompt import image_tokens
 from colorflux_core.photos.color import unit_range
 from tests.training.runs import raw_batch
 from tests.training.tiny_training import CANVAS, COLORFUL, TRAIN, Setup
-from training.data.rows import Picture, gray, pixels
+from training.data.pictures import Picture, gray, pixels, training_pictures
 from training.encode.encoding import statistics
-from training.models.parts import Parts, feature_extractor, pictures
+from training.models.parts import Parts, feature_extractor
 from training.pro_dpo import ProDpoConfig, losers, well_exposed
 
 Encoded = dict[str, Tensor]
@@ -50,7 +50,7 @@ def test_structure_is_told_the_colors_by_the_color_photo(
 ) -> None:
     config = setup.config("structure", tmp_path)
     rows = setup.training("structure", config).rows
-    photos = pixels(pictures(config, "structure"))
+    photos = pixels(training_pictures(config, "structure"))
     color, monochrome = encoded(photos), encoded(gray(photos))
     told = raw_batch(rows, len(rows))
     assert len(rows) == TRAIN
@@ -65,7 +65,7 @@ def test_basic_color_sees_the_gray_photo_of_colorful_ones(
 ) -> None:
     config = setup.config("basic_color", tmp_path)
     rows = setup.training("basic_color", config).rows
-    photos = pixels(pictures(config, "basic_color"))[:COLORFUL]
+    photos = pixels(training_pictures(config, "basic_color"))[:COLORFUL]
     color, monochrome = encoded(photos), encoded(gray(photos))
     told = raw_batch(rows, len(rows))
     assert len(rows) == COLORFUL
@@ -76,7 +76,7 @@ def test_basic_color_sees_the_gray_photo_of_colorful_ones(
 
 
 def chosen(config: ProDpoConfig) -> list[Picture]:
-    candidates = pictures(config, "pro_dpo")
+    candidates = training_pictures(config, "pro_dpo")
     fit = well_exposed(statistics(config, candidates), config)
     return [picture for picture, fits in zip(candidates, fit.tolist(), strict=True) if fits]
 
@@ -112,7 +112,7 @@ def test_losers_made_in_the_step_are_told_like_kept_ones(
     stage, rows, _ = setup.training("pro_dpo", setup.config("pro_dpo", tmp_path, pairs=0))
     batch = raw_batch(rows)
     faded = batch["loser_pixels"]
-    told = stage.draw(batch, [torch.Generator() for _ in range(4)])
+    told = stage.prepare_batch(batch, [torch.Generator() for _ in range(4)])
     condition = encoded(gray(faded))
     assert faded.shape == (4, 3, CANVAS, CANVAS)
     assert not same(faded, pixels(winners[:4]))

@@ -119,7 +119,7 @@ def test_token_dropout_hides_channels_from_redux_alone(setup: Setup, tmp_path: P
     config = setup.config("basic_color", tmp_path, token_dropout=0.5)
     stage, rows, _ = setup.training("basic_color", config)
     raw = raw_batch(rows)
-    drawn = stage.draw(raw, [generator(0, row) for row in range(4)])
+    drawn = stage.prepare_batch(raw, [generator(0, row) for row in range(4)])
     hidden = (drawn["seen"] == 0).all(dim=1)
     assert 0.3 < hidden.float().mean() < 0.7
     assert not torch.equal(hidden[0], hidden[1])

@@ -16,7 +16,7 @@ from training.models.parts import PartsConfig
 from training.nano.flux import FluxConfig, flux_training
 from training.nano.vae import VaeConfig, vae_training
 from training.pro_dpo import ProDpoConfig, pro_dpo_training
-from training.run.loop import Training
+from training.stage import Training
 from training.structure import StructureConfig, structure_training
 
 CANVAS = 32

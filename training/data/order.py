@@ -1,8 +1,8 @@
-"""Which rows a step trains on, and what is random in them: all of it follows from seed and step.
+"""The order of the rows and their random generators, both determined by seed and step alone.
 
-A *place* is a row's position in the whole run, ``step * batch_size + i``. Its noise, timestep and
-fading come from a generator seeded with (seed, place); so accumulation, more devices and resuming
-in the middle of a pass change nothing.
+A sample's *position* is its number in the whole run, ``step * batch_size + i``. Its noise, timestep
+and fading come from a generator seeded with (seed, position), so gradient accumulation, the number
+of devices and resuming in the middle of an epoch change nothing.
 """
 
 from __future__ import annotations
@@ -15,32 +15,36 @@ import torch
 from torch.utils.data import Sampler
 
 
-class Place(NamedTuple):
+class SampleIndex(NamedTuple):
+    """A row of the data, and its position in the run."""
+
     row: int
-    place: int
+    position: int
 
 
-def row_order(rows: int, batch_size: int, seed: int, first_step: int) -> Iterator[list[Place]]:
-    """The batch of each step from ``first_step`` on, shuffled anew for every pass over the rows."""
+def row_order(
+    rows: int, batch_size: int, seed: int, first_step: int
+) -> Iterator[list[SampleIndex]]:
+    """The batch of each step from ``first_step`` on, reshuffled in every epoch."""
     shuffled: dict[int, list[int]] = {}
     for step in count(first_step):
         batch = []
-        for place in range(step * batch_size, (step + 1) * batch_size):
-            passed, index = divmod(place, rows)
-            if passed not in shuffled:
-                order = torch.randperm(rows, generator=generator(seed, -1 - passed))
-                shuffled = {passed: order.tolist()}
-            batch.append(Place(shuffled[passed][index], place))
+        for position in range(step * batch_size, (step + 1) * batch_size):
+            epoch, index = divmod(position, rows)
+            if epoch not in shuffled:
+                order = torch.randperm(rows, generator=generator(seed, -1 - epoch))
+                shuffled = {epoch: order.tolist()}
+            batch.append(SampleIndex(shuffled[epoch][index], position))
         yield batch
 
 
-def generator(seed: int, place: int) -> torch.Generator:
-    """The generator of everything random at one place (or, negative, in one pass)."""
-    return torch.Generator().manual_seed((seed * 1_000_000_007 + place) % 2**63)
+def generator(seed: int, position: int) -> torch.Generator:
+    """The generator for one position in the run; negative numbers are for an epoch's shuffle."""
+    return torch.Generator().manual_seed((seed * 1_000_000_007 + position) % 2**63)
 
 
-class MicroBatches(Sampler[list[Place]]):
-    """One device's micro batches, steps ``first_step`` to ``steps``."""
+class MicroBatches(Sampler[list[SampleIndex]]):
+    """One device's micro-batches for the given steps."""
 
     def __init__(
         self,
@@ -61,7 +65,7 @@ class MicroBatches(Sampler[list[Place]]):
     def __len__(self) -> int:
         return len(self.steps) * len(self.share)
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
         for _, batch in zip(self.steps, row_order(*self.order), strict=False):
             for start in self.share:
                 yield batch[start : start + self.micro_batch]

@@ -13,10 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from colorflux_core.digest import digest
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.loading import load
 from colorflux_core.photos.color import unit_range
 
-from ..data.rows import Picture, Pixels, digest, load
+from ..data.pictures import Picture
+from ..data.rows import Pixels
 from ..models.parallel import devices
 
 ENCODE_BATCH = 16

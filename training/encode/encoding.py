@@ -1,4 +1,4 @@
-"""What photos are encoded into, once: latents, image tokens and color statistics."""
+"""What pictures are encoded into, once: latents, image tokens and color statistics."""
 
 from __future__ import annotations
 
@@ -11,39 +11,40 @@ import torch
 from torch import Tensor
 
 from colorflux_core.bundles.components import part_path
+from colorflux_core.digest import digest
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.model.latents import encode, pack
 from colorflux_core.model.visual_prompt import image_tokens
 from colorflux_core.photos.color import colorfulness, hsv_statistics
 
 from ..config import LoopConfig
-from ..data.order import Place
-from ..data.rows import Picture, digest
+from ..data.order import SampleIndex
+from ..data.pictures import Picture
 from ..models.parts import Parts, PartsConfig, feature_extractor, source
 from .cache import Encode, Store, fill
 
 
 @dataclass(frozen=True)
 class Cached:
-    """A column that is read from a store."""
+    """A column read from a store."""
 
     store: Store
     keys: list[str]
     dtype: torch.dtype
 
-    def __call__(self, place: Place) -> Tensor:
-        return self.store[self.keys[place.row]].to(self.dtype)
+    def __call__(self, index: SampleIndex) -> Tensor:
+        return self.store[self.keys[index.row]].to(self.dtype)
 
 
 def latents(parts: Parts, pictures: list[Picture]) -> Cached:
-    """Packed latents (L, 64) of each picture, in float32; half precision keeps float16."""
+    """Packed latents (L, 64) of each picture as float32; half precision stores float16."""
     return cached(
         parts.config, "latents", ("vae",), pictures, lambda: latent_encoder(parts), torch.float32
     )
 
 
 def tokens(parts: Parts, pictures: list[Picture]) -> Cached:
-    """The vision tower's image tokens (T, D) of each picture; half precision keeps bfloat16."""
+    """The vision tower's tokens (T, D) of each picture; half precision stores bfloat16."""
     return cached(
         parts.config,
         "tokens",
@@ -59,14 +60,14 @@ def kept_type(config: LoopConfig, half: torch.dtype) -> torch.dtype:
 
 
 def stored_pixels(config: LoopConfig, pictures: list[Picture]) -> Cached:
-    """The pictures themselves, uint8 (3, S, S), so that no photo is read in every step."""
+    """The pictures themselves, uint8 (3, S, S), so that photos are not decoded at every step."""
     store = Store(config.cache / "pixels-1")
     fill(store, pictures, lambda: lambda rgb: (rgb * 255).round().byte(), config.workers)
     return Cached(store, [picture.key for picture in pictures], torch.uint8)
 
 
 def statistics(config: LoopConfig, pictures: list[Picture]) -> Tensor:
-    """Colorfulness, mean HSV saturation and mean HSV value of each picture, (N, 3)."""
+    """Colorfulness, mean HSV saturation and mean HSV value of each picture (N, 3)."""
 
     def measure(rgb: Tensor) -> Tensor:
         return torch.stack([colorfulness(rgb), *hsv_statistics(rgb)], dim=1)
@@ -110,7 +111,7 @@ def cached(
     make_encode: Callable[[], Encode],
     dtype: torch.dtype,
 ) -> Cached:
-    """A picture's row is found again by its content, the encoder's files and the precision."""
+    """A cached column; its cache key is the picture, the encoder's files and the precision."""
     flag, base = source(config, encoder_parts[0])
     try:
         encoder = fingerprint(*(part_path(part, base) for part in encoder_parts))
@@ -122,6 +123,6 @@ def cached(
 
 
 def fingerprint(*paths: Path) -> str:
-    """A hash of models' files, or of the files in their folders."""
+    """Digest of model files, or of the files in model folders."""
     files = [sorted(path.glob("*.[js]*")) if path.is_dir() else [path] for path in paths]
     return digest(*(file.read_bytes() for file in chain(*files)))

@@ -1,8 +1,8 @@
-"""How a trainer keeps large models in memory; each function is one of its flags.
+"""How a trainer fits large models into memory; each function is one of its flags.
 
-Frozen weights are held in few bits (`hold_frozen`) or in CPU memory (`offload_blocks`), activations
-are computed again for the gradient (`checkpoint_blocks`), AdamW's moments are held in 8 bits
-(`make_optimizer`). All of them keep gradients through frozen layers to whatever is trained.
+Frozen weights are stored in few bits (`store_frozen`) or in CPU memory (`offload_blocks`),
+activations are recomputed for the gradient (`checkpoint_blocks`), and AdamW keeps its moments in 8
+bits (`make_optimizer`). Gradients still pass through frozen layers to whatever is trained.
 """
 
 from __future__ import annotations
@@ -15,60 +15,50 @@ from typing import Any, Literal
 
 import torch
 from diffusers import ModelMixin
-from diffusers.models.transformers.transformer_flux import (
-    FluxSingleTransformerBlock,
-    FluxTransformerBlock,
-)
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from colorflux_core.errors import ColorFluxError
 
-from .offload import send_visiting
+from .blocks import blocks
+from .offload import BlockOffloader
 from .packed_linear import Float8Linear, NF4Linear, PackedLinear
 
-Held = Literal["float32", "bfloat16", "float16", "fp8", "nf4"]
+WeightStorage = Literal["float32", "bfloat16", "float16", "fp8", "nf4"]
 PACKED: dict[str, type[PackedLinear]] = {"fp8": Float8Linear, "nf4": NF4Linear}
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of FLUX.1, a ControlNet or SigLIP in the order in which they run."""
-    kinds = (FluxTransformerBlock, FluxSingleTransformerBlock, SiglipEncoderLayer)
-    return [module for module in model.modules() if isinstance(module, kinds)]
+def store_frozen(model: nn.Module, storage: WeightStorage, device: torch.device | str) -> nn.Module:
+    """Freeze ``model`` and move it to ``device``, its weights stored as ``storage``; returns it.
 
+    fp8 and nf4 apply to the linear layers of the `blocks`, including the norms' modulations; the
+    rest is bfloat16. Products are computed in the input's dtype, or autocast's. Layers move to
+    ``device`` one at a time, so that it never holds more than the result.
 
-def hold_frozen(model: nn.Module, how: Held, device: torch.device | str) -> nn.Module:
-    """Freeze ``model`` and put it on ``device`` in the storage that ``how`` names; returns it.
-
-    fp8 and nf4 are for the linear layers of the `blocks`, norms' modulations included; all the rest
-    is bfloat16. Their products are computed in the dtype of their input, or autocast's. Layers go
-    to ``device`` one at a time, so that it never holds more than the result.
-
-    A ControlNet that starts from this transformer must be made before, a LoRA added after.
+    Copy a ControlNet from the transformer before this, and add a LoRA after it.
 
     Raises ColorFluxError when nf4 is asked for without bitsandbytes.
     """
-    cast = {"float32": model.float, "float16": model.half}.get(how, model.bfloat16)
+    cast = {"float32": model.float, "float16": model.half}.get(storage, model.bfloat16)
     cast().requires_grad_(False)
-    if how == "nf4":
+    if storage == "nf4":
         optional("bitsandbytes", "--frozen nf4")
-    if how in PACKED:
+    if storage in PACKED:
         for block in blocks(model):
             for parent in list(block.modules()):
                 for name, child in parent.named_children():
                     if isinstance(child, nn.Linear):
-                        setattr(parent, name, PACKED[how](child, device))
+                        setattr(parent, name, PACKED[storage](child, device))
     return model.to(device)
 
 
 def checkpoint_blocks(model: ModelMixin | PreTrainedModel) -> None:
-    """Keep only the input of every block for the gradient, and compute the block again for it.
+    """Gradient checkpointing: keep each block's input only, and run the block again backward.
 
-    Non-reentrant: the gradient finds a LoRA in a block none of whose inputs needs one.
+    Non-reentrant, so that a LoRA gets its gradient in a block whose inputs need none.
     """
-    # There is no dropout whose random state would have to be kept.
+    # No dropout, so no random state to preserve.
     again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     if isinstance(model, PreTrainedModel):  # Its own switch does nothing in eval mode.
         for block in blocks(model):
@@ -78,13 +68,13 @@ def checkpoint_blocks(model: ModelMixin | PreTrainedModel) -> None:
 
 
 def offload_blocks(model: ModelMixin | PreTrainedModel, device: torch.device | str) -> None:
-    """Let frozen weights wait in CPU memory; block after block of them visits ``device``.
+    """Keep frozen weights in CPU memory; each block's are copied to ``device`` when it runs.
 
-    Gradient checkpointing comes with it, since each visitor would be kept for the gradient without.
-    The blocks keep empty tensors on ``device`` in the weights' places, so that `.to`, peft and DDP
-    find one device; their state dict is empty too. Add a LoRA before; trained weights stay put.
+    Turns on gradient checkpointing, without which every copy would be kept for the gradient. The
+    blocks keep empty tensors on ``device`` in place of their weights, so that `.to`, peft and DDP
+    see one device; their state dict is empty too. Add a LoRA before; trained weights stay put.
     """
-    send_visiting(blocks(model), torch.device(device))
+    BlockOffloader(blocks(model), torch.device(device))
     checkpoint_blocks(model)
     model.to(device)
 

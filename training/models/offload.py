@@ -1,4 +1,4 @@
-"""Blocks whose weights wait in CPU memory and are copied to the device for each of their calls."""
+"""Blocks whose frozen weights live in CPU memory and are copied to the device for each call."""
 
 from __future__ import annotations
 
@@ -10,28 +10,25 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 
-def send_visiting(hosts: list[nn.Module], device: torch.device) -> None:
-    """Take the frozen weights of ``hosts``, which run in this order or in its reverse."""
-    visits = Visits([take_weights(host, device) for host in hosts], device)
-    for index, host in enumerate(hosts):
-        host.forward = partial(visits.receive, index, Body(host))
+class BlockOffloader:
+    """Copies each block's frozen weights to the device when it runs, and the next block's ahead.
 
-
-class Visits:
-    """The block at work, and the next one, whose weights are copied meanwhile.
-
-    Copies are allocated on a stream of their own, which first waits for the kernels queued so far.
-    So memory that a past visitor left is never written while one of them still reads it.
+    ``blocks`` run in this order or in its reverse; their forward is replaced. Copies are allocated
+    on a stream of their own, which first waits for the kernels queued so far, so memory freed by a
+    past block is never overwritten while a kernel still reads it.
     """
 
-    def __init__(self, waiting: list[dict[str, Tensor]], device: torch.device) -> None:
-        self.waiting, self.device = waiting, device
+    def __init__(self, blocks: list[nn.Module], device: torch.device) -> None:
+        self.device = device
+        self.waiting = [take_weights(block, device) for block in blocks]
         self.streams = torch.get_device_module(device)
         self.copying = self.streams.Stream()
         self.last = -1
         self.coming: tuple[int, dict[str, Tensor]] = (-1, {})
+        for index, block in enumerate(blocks):
+            block.forward = partial(self.run, index, Body(block))
 
-    def receive(self, index: int, body: Body, *args: Any, **kwargs: Any) -> Any:
+    def run(self, index: int, body: Body, *args: Any, **kwargs: Any) -> Any:
         expected, weights = self.coming
         if expected != index:
             weights = self.copy(index)

@@ -1,8 +1,8 @@
-"""One model on one device or on many: DDP by accelerate, or FSDP2."""
+"""One model on one device or on many: DDP through accelerate, or FSDP2."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -15,19 +15,18 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from ..data.rows import Batch
-
-if TYPE_CHECKING:
-    from ..run.loop import Loss, Stage
+from ..stage import Loss, Stage
+from .blocks import BLOCK_CLASSES
 
 
 def devices() -> PartialState:
-    """The devices that train: the accelerators there are, or processes on the CPU."""
+    """The devices that train: the available accelerators, or processes on the CPU."""
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=on_cpu)
 
 
 class LossModule(nn.Module):
-    """A stage's loss as a forward pass, which DDP and FSDP can follow."""
+    """A stage's loss as a forward pass, which DDP and FSDP need to hook into."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
@@ -39,7 +38,7 @@ class LossModule(nn.Module):
 
 
 def parallel(stage: Stage, accelerator: Accelerator, shard: bool) -> nn.Module:
-    """The stage's loss on all devices. Sharding changes ``stage.trainable`` in place."""
+    """The stage's loss on all devices; sharding changes ``stage.trainable`` in place."""
     module = LossModule(stage)
     if shard and accelerator.num_processes > 1:
         for part in reversed([*module.modules()]):
@@ -53,27 +52,24 @@ def parallel(stage: Stage, accelerator: Accelerator, shard: bool) -> nn.Module:
 
 
 def is_unit(module: nn.Module) -> bool:
-    """Whether FSDP gathers its weights together: a whole model, and a block that repeats in it."""
-    return isinstance(module, ModelMixin | PreTrainedModel) or type(module).__name__ in BLOCKS
+    """Whether FSDP gathers the module's weights together: a model, or a transformer block."""
+    return isinstance(module, (ModelMixin, PreTrainedModel, *BLOCK_CLASSES))
 
 
-BLOCKS = {"FluxTransformerBlock", "FluxSingleTransformerBlock", "SiglipEncoderLayer"}
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor, of which each device may hold a share. All must take part."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The tensor, gathered if it is sharded. All devices must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(tensor: Tensor) -> Any:
-    """The whole tensor in the main process's memory; the others keep nothing."""
-    complete = whole(tensor)
+def gather_to_main(tensor: Tensor) -> Any:
+    """The full tensor on the CPU of the main process; None on the others."""
+    complete = full_tensor(tensor)
     return complete.detach().cpu() if devices().is_main_process else None
 
 
-def shared_like(whole: Tensor, like: Tensor) -> Tensor:
-    """``whole`` on the device of ``like``, or this device's share of it."""
-    whole = whole.to(like.device)
+def shard_like(full: Tensor, like: Tensor) -> Tensor:
+    """``full`` on the device of ``like``, sharded as ``like`` is."""
+    full = full.to(like.device)
     if isinstance(like, DTensor):
-        return distribute_tensor(whole, like.device_mesh, like.placements)
-    return whole
+        return distribute_tensor(full, like.device_mesh, like.placements)
+    return full

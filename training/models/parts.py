@@ -1,4 +1,4 @@
-"""The parts that a stage starts from, and what it encodes its photos into."""
+"""The models a stage starts from: where they come from, and how they are kept in memory."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from diffusers import (
 from torch import nn
 
 from colorflux_core.bundles.components import (
-    DIFFUSERS_MODELS,
-    VISION_TOWERS,
     SiglipImageProcessor,
     load_feature_extractor,
     load_model,
     load_scheduler,
 )
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.model.flow import sample_timesteps
 from colorflux_core.model.pipeline import ColorFluxPipeline
 from colorflux_core.model.settings import Settings
 
 from ..config import LoopConfig, setting
-from ..data.rows import Batch, Picture, read_manifest, views
-from .memory import Held, blocks, checkpoint_blocks, compile_blocks, hold_frozen, offload_blocks
-from .parallel import devices, gathered
+from .blocks import blocks
+from .memory import (
+    PACKED,
+    WeightStorage,
+    checkpoint_blocks,
+    compile_blocks,
+    offload_blocks,
+    store_frozen,
+)
+from .parallel import devices
 
 FLUX_MODELS = (FluxTransformer2DModel, FluxControlNetModel)
-PACKED = ("fp8", "nf4")
-SAMPLES = 8
 
 
 @dataclass
@@ -42,7 +44,7 @@ class PartsConfig(LoopConfig):
     base: Path = setting(Path("base"), "diffusers pipeline folder that the parts come from")
     controlnet: Path | None = setting(None, "the gray ControlNet, where it is not in --base")
     redux: Path | None = setting(None, "Redux, where it is not the image_embedder in --base")
-    frozen: Held = setting("bfloat16", "how weights that do not learn are held")
+    frozen: WeightStorage = setting("bfloat16", "storage format of frozen weights")
     offload: bool = setting(
         False, "frozen blocks wait in the CPU's memory until they are needed", may_change=True
     )
@@ -80,9 +82,9 @@ class PartsConfig(LoopConfig):
 
 
 class Parts:
-    """The models of the base, each loaded when it is asked for.
+    """The models of the base, each loaded on request.
 
-    Without ``weights`` they are only their shapes, on the meta device: enough to plan with.
+    Without ``weights``, models have only their shapes, on the meta device: enough for a plan.
     """
 
     def __init__(self, config: PartsConfig, weights: bool = True) -> None:
@@ -90,13 +92,13 @@ class Parts:
         self.device = devices().device if weights else torch.device("meta")
 
     def load(self, name: str, path: Path | None = None, dtype: torch.dtype | None = None) -> Any:
-        """A model on the CPU, by default in float32 or in the half precision of ``--frozen``.
+        """A model on the CPU, by default in the dtype that ``--frozen`` implies.
 
         Raises ColorFluxError, which names the flag, when it is missing or cannot be used.
         """
         flag, own = source(self.config, name)
         try:
-            return load_model(name, path or own, dtype or held_type(self.config), self.weights)
+            return load_model(name, path or own, dtype or storage_dtype(self.config), self.weights)
         except ColorFluxError as error:
             raise ColorFluxError(error if path else f"--{flag} {own}: {error}") from error
 
@@ -104,19 +106,20 @@ class Parts:
         return self.freeze(self.load(name))
 
     def freeze(self, model: nn.Module) -> Any:
-        return self.place(self.hold(model))
+        """The model on its device, frozen."""
+        return self.to_device(self.store(model))
 
-    def hold(self, model: nn.Module) -> Any:
-        """The model with weights that do not learn, held as ``--frozen`` says."""
-        how, device = self.config.frozen, self.device
+    def store(self, model: nn.Module) -> Any:
+        """The model frozen, with its weights in the format of ``--frozen``."""
+        storage, device = self.config.frozen, self.device
         if not isinstance(model, FLUX_MODELS):
-            how = "bfloat16" if how in PACKED else how
-        elif self.config.offload and how not in PACKED:  # Packing is work for the device.
+            storage = "bfloat16" if storage in PACKED else storage
+        elif self.config.offload and storage not in PACKED:  # Packing is work for the device.
             device = torch.device("cpu")
-        return hold_frozen(model, how, device)
+        return store_frozen(model, storage, device)
 
-    def place(self, model: nn.Module) -> Any:
-        """The model on its device, as the flags about memory and speed say."""
+    def to_device(self, model: nn.Module) -> Any:
+        """The model on its device, with checkpointing, compiling and offloading as configured."""
         if self.config.gradient_checkpointing and blocks(model):
             checkpoint_blocks(model)
         if self.config.compile_blocks:
@@ -125,41 +128,22 @@ class Parts:
             offload_blocks(model, self.device)
         return model.to(self.device)
 
-    def learning(self, model: nn.Module) -> Any:
-        """The model on the device, all of it to be trained, in float32."""
-        return self.place(model.float().requires_grad_(True))
+    def trained(self, model: nn.Module) -> Any:
+        """The model on its device, all of it trainable, in float32."""
+        return self.to_device(model.float().requires_grad_(True))
 
 
-def held_type(config: PartsConfig) -> torch.dtype:
+def storage_dtype(config: PartsConfig) -> torch.dtype:
     return torch.bfloat16 if config.frozen in PACKED else getattr(torch, config.frozen)
 
 
 def source(config: PartsConfig, name: str) -> tuple[str, Path]:
-    """The flag that a part comes from, and its value."""
+    """The flag that names a part's file, and its value."""
     if name == "controlnet" and config.controlnet is not None:
         return "controlnet", config.controlnet
     if name == "image_embedder" and config.redux is not None:
         return "redux", config.redux
     return "base", config.base
-
-
-def save_model(name: str, model: Any, folder: Path) -> None:
-    """Write a trained part as stock diffusers or transformers has it, in one file.
-
-    All devices must take part; one writes.
-    """
-    weights = {name: gathered(tensor) for name, tensor in model.state_dict().items()}
-    if not devices().is_main_process:
-        return
-    with torch.device("meta"):
-        if name in DIFFUSERS_MODELS:
-            # What it calls defaults may not be: it takes what came without a name for one.
-            config = {k: v for k, v in model.config.items() if k != "_use_default_values"}
-            copy = DIFFUSERS_MODELS[name].from_config(config)
-        else:
-            copy = VISION_TOWERS[model.config.model_type](model.config)
-    copy.load_state_dict(weights, assign=True)
-    copy.save_pretrained(folder / name, max_shard_size="100GB")
 
 
 def feature_extractor(config: PartsConfig) -> SiglipImageProcessor:
@@ -171,51 +155,13 @@ def pipeline(
     scheduler: FlowMatchEulerDiscreteScheduler | None = None,
     **trained: nn.Module,
 ) -> ColorFluxPipeline:
-    """The pipeline of the parts, with ``trained`` ones in their places."""
+    """The pipeline of the parts, with ``trained`` models in place of the base's."""
     names = ("transformer", "vae", "controlnet", "image_encoder", "image_embedder")
-    whole = ColorFluxPipeline(
+    complete = ColorFluxPipeline(
         **{name: trained.get(name) or parts.frozen(name) for name in names},
         feature_extractor=feature_extractor(parts.config),
         scheduler=scheduler or load_scheduler(parts.config.base),
     )
-    whole.vae.enable_slicing()
-    whole.set_progress_bar_config(disable=True)
-    return whole
-
-
-def pictures(config: LoopConfig, stage: str) -> list[Picture]:
-    """Views of the training photos that a stage may use."""
-    photos = read_manifest(config.manifest, config.photo_folder, "train", stage)
-    return views(photos, config.canvas, config.views, config.view_seed)
-
-
-def sample_pictures(config: LoopConfig, stage: str) -> list[Picture]:
-    """The first photos of the validation split, whole."""
-    photos = read_manifest(config.manifest, config.photo_folder, "validation", stage)
-    return views(photos[:SAMPLES], config.canvas, 1, config.view_seed)
-
-
-def with_noise(
-    batch: Batch, photo: str, generators: list[torch.Generator], config: PartsConfig
-) -> Batch:
-    """The batch with the noise eps and the timesteps t of Eq. 1, for the column ``photo``."""
-    rows = batch[photo]
-    noise = torch.stack([torch.randn(rows.shape[1:], generator=g) for g in generators])
-    t = torch.cat([sample_timesteps(1, g, config.timestep_density) for g in generators])
-    return {**batch, "noise": noise.to(rows.device), "t": t.to(rows.device)}
-
-
-def blank_batch(
-    parts: Parts, rows: int, *, latents: tuple[str, ...] = (), tokens: tuple[str, ...] = ()
-) -> Batch:
-    """Zeros of the shapes that a loss is given, for plans: columns of both kinds, noise and t."""
-    height, width = parts.config.latent_size
-    length = height * width // 4
-    batch = {name: torch.zeros(rows, length, 64) for name in (*latents, "noise")}
-    if tokens:
-        tower = Parts(parts.config, weights=False).load("image_encoder")
-        size = tower.config.image_size
-        seen = tower(pixel_values=torch.empty(1, 3, size, size, device="meta", dtype=tower.dtype))
-        shape = (rows, *seen.last_hidden_state.shape[1:])
-        batch |= {name: torch.zeros(shape, dtype=torch.bfloat16) for name in tokens}
-    return batch | {"t": torch.zeros(rows)}
+    complete.vae.enable_slicing()
+    complete.set_progress_bar_config(disable=True)
+    return complete

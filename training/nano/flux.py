@@ -15,27 +15,18 @@ from torch import nn
 
 from colorflux_core.bundles.components import FLUX_SCHEDULE
 from colorflux_core.model.control import control_from_transformer
-from colorflux_core.model.flow import interpolate, squared_error, velocity
-from colorflux_core.model.velocity import predict_velocity
-from colorflux_core.model.visual_prompt import after_text_tokens, prompt_from_tokens
+from colorflux_core.model.visual_prompt import prompt_from_tokens
 from colorflux_core.photos.color import unit_range
 
 from ..config import setting
-from ..data.rows import Batch, Picture, Rows, pixels
+from ..data.pictures import Picture, pixels, sample_pictures, training_pictures
+from ..data.rows import Batch, Rows
 from ..encode.encoding import latents, tokens
+from ..models.artifact import save_model
+from ..models.flow_stage import FlowStage, flow_error
 from ..models.parallel import devices
-from ..models.parts import (
-    Parts,
-    PartsConfig,
-    blank_batch,
-    pictures,
-    pipeline,
-    sample_pictures,
-    save_model,
-    with_noise,
-)
-from ..run.loop import Loss, Training
-from ..run.sheets import Sheet
+from ..models.parts import Parts, PartsConfig, pipeline
+from ..stage import Columns, Loss, Sheet, Training
 
 
 @dataclass
@@ -57,41 +48,32 @@ def build_flux(config: FluxConfig) -> FluxTransformer2DModel:
     )
 
 
-class FluxStage:
-    """L_FM (Eq. 2) for the transformer and Redux together."""
+class FluxStage(FlowStage):
+    """L_FM (Eq. 2) for the transformer and Redux together, without a ControlNet."""
+
+    name = "flux"
+    config: FluxConfig
+    columns = Columns(latents=("latents",), tokens=("tokens",))
 
     def __init__(self, config: FluxConfig, parts: Parts) -> None:
         torch.manual_seed(config.seed)
         tower = Parts(config, weights=False).load("image_encoder")
-        self.config, self.parts = config, parts
+        super().__init__(config, parts)
         with parts.device:
             self.transformer = build_flux(config)
             self.redux = ReduxImageEncoder(tower.config.hidden_size, config.prompt_width)
         self.scheduler = FlowMatchEulerDiscreteScheduler(**FLUX_SCHEDULE)
         self.models = {"transformer": self.transformer, "image_embedder": self.redux}
         for model in self.models.values():
-            parts.learning(model)
+            parts.trained(model)
         self.trainable: nn.Module = nn.ModuleDict(self.models)
 
-    def draw(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
-        return with_noise(batch, "latents", generators, self.config)
-
     def loss(self, batch: Batch) -> Loss:
-        x_0, noise, t = batch["latents"], batch["noise"], batch["t"]
-        c_v = prompt_from_tokens(self.redux, batch["tokens"])
-        predicted = predict_velocity(
-            self.transformer,
-            interpolate(x_0, noise, t),
-            t,
-            after_text_tokens(c_v, self.config.text_tokens),
-            self.config.latent_size,
-            self.config.guidance,
+        conditions = self.conditions(prompt_from_tokens(self.redux, batch["tokens"]))
+        error = flow_error(
+            self.transformer, batch["latents"], batch["noise"], batch["t"], conditions
         )
-        error = squared_error(predicted, velocity(x_0, noise))
         return error.mean(), {"flow_loss": error}
-
-    def blank(self, rows: int) -> Batch:
-        return blank_batch(self.parts, rows, latents=("latents",), tokens=("tokens",))
 
     def sample(self, samples: list[Picture]) -> Sheet:
         """Photos above what their visual prompts alone draw: alike, not the same."""
@@ -119,7 +101,7 @@ class FluxStage:
 
 
 def flux_training(config: FluxConfig) -> Training:
-    chosen, parts = pictures(config, "flux"), Parts(config)
+    chosen, parts = training_pictures(config, "flux"), Parts(config)
     rows = Rows(
         [picture.photo.file for picture in chosen],
         {"latents": latents(parts, chosen), "tokens": tokens(parts, chosen)},

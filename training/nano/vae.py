@@ -15,13 +15,13 @@ from colorflux_core.errors import ColorFluxError
 from colorflux_core.photos.color import rgb_to_ycbcr, unit_range
 
 from ..config import LoopConfig, setting
-from ..data.order import Place
-from ..data.rows import Batch, Picture, Rows, pixels
+from ..data.order import SampleIndex
+from ..data.pictures import Picture, pixels, sample_pictures, training_pictures
+from ..data.rows import Batch, Rows
 from ..encode.encoding import stored_pixels
+from ..models.artifact import save_model
 from ..models.parallel import devices
-from ..models.parts import pictures, sample_pictures, save_model
-from ..run.loop import Loss, Training
-from ..run.sheets import Sheet
+from ..stage import Loss, Sheet, Training
 from .linear_vae import PATCH, build_vae
 
 
@@ -51,7 +51,7 @@ class VaeStage:
         self.trainable = vae.to(devices().device)
         vae.encoder.requires_grad_(False)
 
-    def draw(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
+    def prepare_batch(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
         images, crop = batch["images"], self.config.crop
         crops = []
         for image, generator in zip(images, generators, strict=True):
@@ -84,9 +84,9 @@ class VaeStage:
 
 
 def vae_training(config: VaeConfig) -> Training:
-    chosen = pictures(config, "vae")
+    chosen = training_pictures(config, "vae")
     images = stored_pixels(config, chosen)
-    whole = [images(Place(row, 0)) for row in range(0, len(chosen), config.views)]
+    whole = [images(SampleIndex(row, 0)) for row in range(0, len(chosen), config.views)]
     torch.manual_seed(config.seed)
     stage = VaeStage(config, build_vae(unit_range(torch.stack(whole))))
     rows = Rows([picture.photo.file for picture in chosen], {"images": images})

@@ -19,14 +19,15 @@ from pathlib import Path
 import imagehash
 import numpy as np
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.loading import load
 from colorflux_core.photos.color import colorfulness, hsv_statistics, unit_range
 from colorflux_core.photos.photo import Photo, load_photo
 
-from ..data.rows import eight_bit, to_uint8
+from ..data.pictures import eight_bit, to_uint8
 from .files import PhotoFile
 
 MEASURED_SIDE = 512
@@ -152,19 +153,11 @@ def measured(measuring: Measuring, workers: int) -> Iterator[Measurement]:
     if not measuring.photos:
         return
     workers = min(workers or os.cpu_count() or 1, len(measuring.photos))
-    try:
-        yield from DataLoader(
-            measuring, batch_size=None, num_workers=workers, worker_init_fn=be_quiet
-        )
-    except RuntimeError as error:
-        raise ColorFluxError(
-            f"a worker ended before its work, perhaps for lack of memory ({error}):"
-            f" take fewer than --workers {workers}; the same command goes on from here"
-        ) from error
+    yield from load(measuring, workers, batch_size=None, on_start=be_quiet)
 
 
-def be_quiet(worker: int) -> None:
-    """What Pillow remarks on odd files, hundreds of times, is nothing to the user."""
+def be_quiet() -> None:
+    """Silence Pillow's warnings on odd files: there are hundreds, and users cannot act on them."""
     warnings.simplefilter("ignore")
     logging.disable()
 

@@ -1,15 +1,15 @@
 """``--plan``: what a run would load, hold in memory and leave on disk, before anything is read.
 
-Of the parts only the config.json is read. Weights, optimizer and average are counted from their
+Only the parts' config.json files are read. Weights, optimizer and average are counted from their
 shapes; gradients and activations by `footprint`, which runs the stage's loss on fake tensors.
-Worked out on top of that, since running it takes a GPU or several processes:
+Calculated on top, since running it takes a GPU or several processes:
 
-- ``--offload``: frozen weights of blocks are away, but for those of the block at work and of the
-  one that each model has coming.
-- Many devices: DDP holds everything on each, and gradients a second time to send them. FSDP2
-  (``--shard``) divides what belongs to the trained model, gathers two of its blocks at a time, and
-  keeps whole gradients between micro batches.
-- ``--compile_blocks`` is left out: compiled blocks keep no more.
+- ``--offload``: frozen weights of blocks are on the CPU, except for the running block's and those
+  of the next block of each model.
+- Several devices: with DDP each holds everything, and a second copy of the gradients to send. FSDP2
+  (``--shard``) divides the trained model, gathers two of its blocks at a time, and keeps full
+  gradients between micro-batches.
+- ``--compile_blocks`` is ignored: compiled blocks keep no more.
 - `RESERVE` is assumed, not measured.
 
 Photos are encoded and decoded one by one, which takes less than a step.
@@ -18,29 +18,28 @@ Photos are encoded and decoded one by one, which takes less than a step.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from colorflux_core.bundles.components import DIFFUSERS_MODELS
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.model.velocity import control_residuals, predict_velocity
+from colorflux_core.model.velocity import Conditions, control_residuals, predict_velocity
 
-from ..data.rows import Batch, manifest_rows
-from ..models.memory import blocks
+from ..data.manifest import manifest_rows
+from ..data.pictures import SAMPLES
+from ..data.rows import Batch
+from ..models.blocks import blocks
 from ..models.parallel import devices
-from ..models.parts import FLUX_MODELS, SAMPLES, Parts, PartsConfig
+from ..models.parts import FLUX_MODELS, Parts, PartsConfig
+from ..stage import PlannedStage
 from .footprint import counted_call, counted_step, fake_models
 
-if TYPE_CHECKING:
-    from ..run.loop import PlannedStage
-
-    MakeStage = Callable[[Any, Parts], PlannedStage]
+MakeStage = Callable[[Any, Parts], PlannedStage]
 
 GIB = 2**30
 RESERVE = GIB
@@ -73,6 +72,8 @@ class Weights:
 
 @dataclass(frozen=True)
 class Plan:
+    stage: str
+    """The manifest's column for the stage."""
     weights: list[Weights]
     phases: dict[str, dict[str, int]]
     """Bytes on each device, by phase of the run: what is there when the phase holds most."""
@@ -96,7 +97,7 @@ def print_plan(config: PartsConfig, make_stage: MakeStage) -> None:
     memory = round(config.memory * GIB) or device_memory()
     if devices().is_main_process:
         print(*described(plan, config, processes, memory), sep="\n")
-        print(*length(plan, config, make_stage))
+        print(*length(plan, config))
     if memory and plan.peak > memory:
         raise ColorFluxError(
             f"this takes {plan.peak / GIB:.1f} GiB, the device has {memory / GIB:.1f}: "
@@ -113,9 +114,7 @@ def make_plan(
 
     Raises ColorFluxError when a part is missing, or cannot be held as ``config`` says.
     """
-    from ..run.loop import micro_batch_size  # which imports this file
-
-    micro_batch = micro_batch_size(config, processes)
+    micro_batch = config.micro_batch_size(processes)
     accumulating = config.batch_size > micro_batch * processes
     autocast = config.autocast
     checkpointing = config.gradient_checkpointing or config.offload
@@ -155,15 +154,16 @@ def make_plan(
                 gradients //= processes
             phases["training"] = held | {"gradients": gradients, "activations": activations}
             if draws:
-                drawing = counted_call(fakes, lambda: evaluate(models, batch, config), autocast)
+                tokens = batch[stage.columns.tokens[0]].shape[1]
+                drawing = counted_call(fakes, lambda: evaluate(models, tokens, config), autocast)
                 phases["drawing samples"] = held | {
                     "VAE and vision tower": sum(size(model.parameters()) for model in encoders),
                     "activations": drawing,
                 }
-    cached = (column for name, column in batch.items() if column.ndim == 3 and name != "noise")
-    size_of_one = 4 if config.precision == "no" else 2
-    row = sum(size_of_one * column[0].numel() for column in cached)
-    return Plan(weights, phases, waiting, checkpoint, row)
+    element_size = 4 if config.precision == "no" else 2
+    cached = (*stage.columns.latents, *stage.columns.tokens)
+    row = sum(element_size * batch[name][0].numel() for name in cached)
+    return Plan(stage.name, weights, phases, waiting, checkpoint, row)
 
 
 class Skeletons(Parts):
@@ -207,17 +207,17 @@ def copied_loss(stage: PlannedStage, batch: Batch) -> Tensor:
     return stage.loss({name: column.clone() for name, column in batch.items()})[0]
 
 
-def evaluate(models: list[Any], batch: Batch, config: PartsConfig) -> None:
-    """One of the evaluations of FLUX that samples are drawn with, all of them at once."""
+def evaluate(models: list[Any], tokens: int, config: PartsConfig) -> None:
+    """One velocity evaluation as in drawing samples, with all samples in one batch."""
     by_kind = {type(model): model for model in models}
     transformer, controlnet = (by_kind[kind] for kind in FLUX_MODELS)
-    x_t, t = torch.zeros(SAMPLES, *batch["noise"].shape[1:]), torch.zeros(SAMPLES)
-    tokens = next(column for column in batch.values() if column.dtype == torch.bfloat16)
-    length = config.text_tokens + tokens.shape[1]
+    height, width = config.latent_size
+    x_t, t = torch.zeros(SAMPLES, height * width // 4, 64), torch.zeros(SAMPLES)
+    length = config.text_tokens + tokens
     prompt = torch.zeros(SAMPLES, length, transformer.config.joint_attention_dim)
-    given = (prompt, config.latent_size, config.guidance)
-    residuals = control_residuals(controlnet, x_t, t, x_t, *given)
-    predict_velocity(transformer, x_t, t, *given, residuals)
+    conditions = Conditions(prompt, config.latent_size, config.guidance)
+    residuals = control_residuals(controlnet, x_t, t, x_t, conditions)
+    predict_velocity(transformer, x_t, t, conditions, residuals)
 
 
 def offloaded(models: list[nn.Module]) -> tuple[int, int]:
@@ -273,16 +273,14 @@ def described(plan: Plan, config: PartsConfig, processes: int, memory: int) -> I
     yield f"{checkpoints:56}{plan.checkpoint / GIB:>10.2f}"
 
 
-def length(plan: Plan, config: PartsConfig, make_stage: MakeStage) -> Iterator[str]:
-    """Rows, steps and the cache, where there is a manifest; a stage may leave out photos of it."""
+def length(plan: Plan, config: PartsConfig) -> Iterator[str]:
+    """Rows, steps and cache size, given a manifest; the stage may leave out some of its photos."""
     try:
         photos = manifest_rows(config.manifest)
     except ColorFluxError:
         yield f"rows, steps and cache are not known: there is no --manifest {config.manifest}"
         return
-    # The manifest's column for ProDpoStage is pro_dpo.
-    column = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", make_stage.__name__.removesuffix("Stage")).lower()
-    chosen = sum(row["split"] == "train" and row.get(column, "yes") == "yes" for row in photos)
+    chosen = sum(row["split"] == "train" and row.get(plan.stage, "yes") == "yes" for row in photos)
     rows = chosen * config.views * (getattr(config, "pairs", 1) or 1)
     yield f"at most {rows:,} rows, {config.steps_for(rows):,} steps of {config.batch_size} rows,"
     yield f"{rows * plan.row / GIB:.1f} GiB of cache"

@@ -1,9 +1,9 @@
-"""What is logged of every step, under fixed names, to ``metrics.jsonl`` and a tracker.
+"""The metrics logged at every step, to ``metrics.jsonl`` and a tracker.
 
-A stage gives ``flow_loss``, ``distillation_loss``, ``dpo_loss``, ``implicit_accuracy``, ``margin``,
-``logit``, ``winner_error`` and ``loser_error``, each where it has it. The loop adds ``loss``,
-``flow_loss_t/<from>-<to>`` (the flow loss of the rows with timesteps in that range),
-``grad_norm``, ``learning_rate``, ``images_per_s`` and ``peak_memory`` in MiB.
+A stage logs those of ``flow_loss``, ``distillation_loss``, ``dpo_loss``, ``implicit_accuracy``,
+``margin``, ``logit``, ``winner_error`` and ``loser_error`` that it has. The loop adds ``loss``,
+``flow_loss_t/<from>-<to>`` (flow loss of the rows whose timestep is in that range), ``grad_norm``,
+``learning_rate``, ``images_per_s`` and ``peak_memory`` (MiB).
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from torch import Tensor
 BUCKETS = 5
 
 
-class Means:
-    """Means over the rows of all micro batches and devices of a step."""
+class MetricMeter:
+    """Averages metrics over the rows of all micro-batches and devices of a step."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         """(sum, count) by name."""
 
     def add(self, name: str, values: Tensor, rows: int) -> None:
-        """Values of each row (rows,), or their mean as a scalar."""
+        """Add one value per row (rows,), or their mean as a scalar."""
         values = values.detach().double()
         total = values.sum() if values.ndim else values * rows
         added = torch.stack([total, torch.full_like(total, rows)])
         self.sums[name] = self.sums[name] + added if name in self.sums else added
 
     def add_by_timestep(self, name: str, values: Tensor, t: Tensor) -> None:
-        """Values (rows,) apart by their timesteps (rows,) in [0, 1]."""
+        """Add values (rows,) separately for each range of their timesteps (rows,) in [0, 1]."""
         bucket = (t * BUCKETS).long().clamp(max=BUCKETS - 1)
         for index in range(BUCKETS):
             chosen = values.detach().double()[bucket == index]
@@ -46,7 +46,7 @@ class Means:
             self.sums[key] = self.sums[key] + added if key in self.sums else added
 
     def over_devices(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means; those without any row are left out."""
+        """The averages; names without any row are omitted."""
         sums = accelerator.reduce(torch.stack(list(self.sums.values())))
         return {
             name: (total / count).item()
@@ -56,7 +56,7 @@ class Means:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory that was in use so far, in MiB: of the GPU, or the process where none is."""
+    """Peak memory so far in MiB: the GPU's, or the process's on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 2**10
@@ -69,8 +69,8 @@ def log_line(path: Path, step: int, metrics: Mapping[str, float]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def forget_lines(path: Path, first_step: int) -> None:
-    """Drop what a run that was stopped has logged after its last checkpoint."""
+def truncate_log(path: Path, first_step: int) -> None:
+    """Drop the lines logged after the checkpoint that a run resumes from."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     whole = [line for line in lines if line.endswith("}")]
     kept = [line for line in whole if json.loads(line)["step"] < first_step]

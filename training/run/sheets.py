@@ -1,32 +1,25 @@
-"""Contact sheets."""
+"""Sample sheets, which grow row by row as training goes on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
+from ..stage import Sheet
+
 LABEL = 24
-"""Pixels above a drawn row, for its step."""
+"""Height in pixels of the label above a drawn row."""
 
 MAX_SIDE = 8192
-"""Of samples.jpg, in pixels."""
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """Rows of pictures (N, 3, H, W) in [0, 1], all of one shape: what is given, what was drawn."""
-
-    given: list[Tensor]
-    drawn: list[Tensor]
+"""Largest width and height of samples.jpg, in pixels."""
 
 
 def grow_sheet(folder: Path, sheet: Sheet, step: int) -> None:
-    """Save what was drawn at a step as ``samples/step-<step>.png``, and all of them so far, under
-    what was given, as ``samples.jpg``."""
+    """Save a step's drawn rows as ``samples/step-<step>.png``, and the given rows with all drawn
+    rows so far as ``samples.jpg``."""
     strips = folder / "samples"
     strips.mkdir(exist_ok=True)
     labeled(grid(sheet.drawn), f"step {step}").save(strips / f"step-{step:07}.png")
@@ -39,8 +32,8 @@ def grow_sheet(folder: Path, sheet: Sheet, step: int) -> None:
     whole.save(folder / "samples.jpg", quality=92)
 
 
-def forget_sheets(folder: Path, step: int) -> None:
-    """Drop what a run that was stopped has drawn after ``step``."""
+def truncate_sheets(folder: Path, step: int) -> None:
+    """Drop the samples drawn after the checkpoint that a run resumes from."""
     for strip in (folder / "samples").glob("step-*.png"):
         if int(strip.stem.removeprefix("step-")) > step:
             strip.unlink()

@@ -1,4 +1,4 @@
-"""What changes in a run: weights, their average, optimizer, schedule, and how it went lately."""
+"""The state of a run: weights and their average, optimizer, schedule, recent losses."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from colorflux_core.digest import digest
 from colorflux_core.errors import ColorFluxError
 
 from ..config import LoopConfig
-from ..data.rows import Rows, digest
+from ..data.rows import Rows
 from ..models.memory import make_optimizer
-from ..models.parallel import gathered, shared_like
+from ..models.parallel import gather_to_main, shard_like
 from .checkpoint import State, newest, require_same
 
 RECENT = 100
-"""Steps whose mean loss a new loss is held against."""
+"""Number of recent steps whose mean loss is compared with a new loss."""
 
 
 class RunState:
-    """Made after the model has been put on its devices."""
+    """Create it after the model has been moved to its devices."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class RunState:
         }
 
     def step(self) -> None:
-        """Take the optimizer's step with the gradients that are there."""
+        """Take an optimizer step with the current gradients."""
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
@@ -72,15 +73,15 @@ class RunState:
     def require_sound(self, metrics: dict[str, float], step: int, photos: list[Path]) -> None:
         """Refuse gradients that would spoil the weights.
 
-        Raises ColorFluxError, naming the batch, when the loss or the gradient is not finite or the
-        loss is far above what it was.
+        Raises ColorFluxError, which names the batch's photos, when the loss or the gradient is not
+        finite, or the loss is far above its recent mean.
         """
         loss, norm = metrics["loss"], metrics["grad_norm"]
         usual = statistics.fmean(self.losses) if len(self.losses) >= RECENT else math.inf
         ratio = self.config.max_loss_ratio
         if not math.isfinite(loss):
             what = f"the loss is {loss}"
-        elif not (math.isfinite(norm) or self.scaler):  # fp16's scaler skips such a step itself.
+        elif not (math.isfinite(norm) or self.scaler):  # fp16's scaler skips such a step by itself.
             what = f"the gradient's norm is {norm}"
         elif ratio and abs(loss) > ratio * abs(usual):
             what = f"the loss is {loss:.3g}, more than --max_loss_ratio {ratio:g} times its mean"
@@ -95,7 +96,7 @@ class RunState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the weights are their moving average, where there is one."""
+        """Inside, the weights are replaced by their moving average, if there is one."""
         if self.ema is None:
             yield
             return
@@ -107,7 +108,7 @@ class RunState:
             self.ema.restore(self.parameters)
 
     def state(self, step: int) -> State:
-        """Everything, whole and on the CPU, for one of the devices; all must take part."""
+        """The full state on the CPU of the main process. All devices must call it."""
         state = {
             "step": step,
             "settings": self.settings,
@@ -118,26 +119,26 @@ class RunState:
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "losses": list(self.losses),
         }
-        return tree_map_only(torch.Tensor, gathered, state)
+        return tree_map_only(torch.Tensor, gather_to_main, state)
 
     @torch.no_grad()
     def restore(self, state: State) -> int:
-        """Take over what :meth:`state` gave; returns the steps behind it.
+        """Restore what :meth:`state` returned; returns the number of steps done.
 
         Raises ColorFluxError, naming the setting, when the run had other settings.
         """
         require_same(state["settings"], self.settings)
         for name, weight in self.weights.items():
-            weight.copy_(shared_like(state["weights"][name], weight))
+            weight.copy_(shard_like(state["weights"][name], weight))
         for index, weight in enumerate(self.parameters):
             for name, value in state["optimizer"]["state"].get(index, {}).items():
                 if isinstance(value, torch.Tensor) and value.shape == weight.shape:
-                    state["optimizer"]["state"][index][name] = shared_like(value, weight)
+                    state["optimizer"]["state"][index][name] = shard_like(value, weight)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.ema:
             averages = zip(state["ema"]["shadow_params"], self.parameters, strict=True)
-            state["ema"]["shadow_params"] = [shared_like(*pair) for pair in averages]
+            state["ema"]["shadow_params"] = [shard_like(*pair) for pair in averages]
             self.ema.load_state_dict(state["ema"])
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -146,7 +147,7 @@ class RunState:
 
 
 def settings(config: LoopConfig) -> State:
-    """What may not change when a run is resumed."""
+    """The settings that must stay the same when a run is resumed."""
     return {
         field.name: str(value) if isinstance(value, Path) else value
         for field in fields(config)

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ...errors import ColorFluxError
+from ...loading import load
 from ...photos.color import unit_range
 from ...photos.photo import Photo, load_photo
 from ...photos.resize import Resizing, Size
@@ -152,20 +153,13 @@ def _work(
     jobs: Sequence[Job], known: frozenset[str], workers: int
 ) -> Iterator[dict[str, Measured]]:
     """What comes of each job, in their order; every process computes with one thread."""
-    loader = DataLoader(
+    measured = load(
         _Jobs(jobs, known),
+        min(workers, len(jobs)),
         batch_size=None,
-        num_workers=min(workers, len(jobs)),
         multiprocessing_context="spawn" if workers and jobs else None,
     )
-    try:
-        yield from tqdm(loader, desc="metrics", unit="image")
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):
-            raise
-        raise ColorFluxError(
-            "a process that measured was ended, perhaps for want of memory: take fewer workers"
-        ) from error
+    yield from tqdm(measured, total=len(jobs), desc="metrics", unit="image")
 
 
 def _measured(job: Job, known: frozenset[str]) -> dict[str, Measured]:

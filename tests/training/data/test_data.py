@@ -12,21 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
+from colorflux_core.digest import digest
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.loading import load
 from colorflux_core.photos.color import Fading, sample_fading
 from tests.training.tiny_training import Setup, synthetic_photo
+from training.data.manifest import ManifestPhoto, read_manifest
 from training.data.order import MicroBatches
-from training.data.rows import (
-    Photo,
-    Picture,
-    Pixels,
-    digest,
-    gray_pictures,
-    load,
-    pixels,
-    read_manifest,
-    views,
-)
+from training.data.pictures import Picture, gray_pictures, pixels, views
+from training.data.rows import Pixels
 
 
 def write_manifest(path: Path, rows: list[dict[str, str]]) -> Path:
@@ -37,18 +31,18 @@ def write_manifest(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
-def save_photo(path: Path, seed: int) -> Photo:
+def save_photo(path: Path, seed: int) -> ManifestPhoto:
     synthetic_photo(seed).save(path)
-    return Photo(path, digest(path.read_bytes()))
+    return ManifestPhoto(path, digest(path.read_bytes()))
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> list[Photo]:
+def photos(tmp_path: Path) -> list[ManifestPhoto]:
     return [save_photo(tmp_path / f"{seed}.png", seed) for seed in range(3)]
 
 
 def test_a_stage_has_the_photos_of_its_column_and_split(
-    tmp_path: Path, photos: list[Photo]
+    tmp_path: Path, photos: list[ManifestPhoto]
 ) -> None:
     columns = [("train", "yes", "no"), ("validation", "yes", "yes"), ("train", "no", "yes")]
     rows = [
@@ -57,7 +51,7 @@ def test_a_stage_has_the_photos_of_its_column_and_split(
     ]
     manifest = write_manifest(tmp_path / "photos.csv", rows)
 
-    def listed(split: str, stage: str) -> list[Photo]:
+    def listed(split: str, stage: str) -> list[ManifestPhoto]:
         return read_manifest(manifest, tmp_path, split, stage)
 
     assert listed("train", "structure") == [photos[0]]
@@ -73,7 +67,7 @@ def test_a_stage_has_the_photos_of_its_column_and_split(
 
 
 def test_a_hash_in_the_manifest_saves_reading_the_photo(
-    tmp_path: Path, photos: list[Photo]
+    tmp_path: Path, photos: list[ManifestPhoto]
 ) -> None:
     rows = [
         {"file": "0.png", "split": "train", "hash": "known"},
@@ -81,7 +75,7 @@ def test_a_hash_in_the_manifest_saves_reading_the_photo(
     ]
     manifest = write_manifest(tmp_path / "photos.csv", rows)
     assert read_manifest(manifest, tmp_path, "train") == [
-        Photo(photos[0].file, "known"),
+        ManifestPhoto(photos[0].file, "known"),
         photos[1],
     ]
 
@@ -93,7 +87,7 @@ def test_photos_lie_beside_the_manifest_by_default(setup: Setup, tmp_path: Path)
 
 
 def test_missing_photos_are_counted_and_the_first_is_named(
-    tmp_path: Path, photos: list[Photo]
+    tmp_path: Path, photos: list[ManifestPhoto]
 ) -> None:
     rows = [{"file": f"{index}.png", "split": "train"} for index in range(1, 5)]
     manifest = write_manifest(tmp_path / "photos.csv", rows)
@@ -101,11 +95,11 @@ def test_missing_photos_are_counted_and_the_first_is_named(
         read_manifest(manifest, tmp_path, "train")
 
 
-def test_keys_are_equal_where_pixels_are(tmp_path: Path, photos: list[Photo]) -> None:
+def test_keys_are_equal_where_pixels_are(tmp_path: Path, photos: list[ManifestPhoto]) -> None:
     """Over photos, sizes, views, seeds, fadings and gray ones; and whatever the file is called."""
     copy = tmp_path / "copy.png"
     copy.write_bytes(photos[0].file.read_bytes())
-    renamed = Photo(copy, digest(copy.read_bytes()))
+    renamed = ManifestPhoto(copy, digest(copy.read_bytes()))
     fadings: list[Fading | None] = [None, *(fading(seed) for seed in range(2))]
     variants = [
         Picture(*variant)
@@ -130,7 +124,7 @@ def test_an_edited_photo_has_another_key(tmp_path: Path) -> None:
     assert Picture(before, 16).key != Picture(after, 16).key
 
 
-def test_the_first_view_is_the_whole_photo(photos: list[Photo]) -> None:
+def test_the_first_view_is_the_whole_photo(photos: list[ManifestPhoto]) -> None:
     whole, *parts = views(photos[:1], 24, 5, seed=1)
     squashed = synthetic_photo(0).resize((24, 24), Image.Resampling.LANCZOS)
     assert whole.pixels().permute(1, 2, 0).flatten().tolist() == list(squashed.tobytes())
@@ -143,7 +137,7 @@ def test_a_view_is_a_part_of_the_photo(tmp_path: Path) -> None:
     ramps[..., 0] = torch.arange(120) * 2
     ramps[..., 1] = torch.arange(90)[:, None] * 2
     Image.fromarray(ramps.numpy()).save(tmp_path / "ramps.png")
-    photo = Photo(tmp_path / "ramps.png", "ramps")
+    photo = ManifestPhoto(tmp_path / "ramps.png", "ramps")
     mirrored = 0
     for view in range(1, 40):
         part = Picture(photo, 32, view).pixels().float()
@@ -163,13 +157,13 @@ def test_a_photo_stands_as_its_camera_was_held(tmp_path: Path) -> None:
     image.save(tmp_path / "turned.png", exif=exif)
     image.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "upright.png")
     turned, upright = (
-        Picture(Photo(tmp_path / f"{name}.png", name), 24).pixels()
+        Picture(ManifestPhoto(tmp_path / f"{name}.png", name), 24).pixels()
         for name in ("turned", "upright")
     )
     assert torch.equal(turned, upright)
 
 
-def test_a_gray_picture_is_the_picture_in_gray(photos: list[Photo]) -> None:
+def test_a_gray_picture_is_the_picture_in_gray(photos: list[ManifestPhoto]) -> None:
     """Also where it is faded: the luma of what is seen."""
     pictures = [Picture(photo, 16, 1, fading=fading(3)) for photo in photos]
     seen, gray = pixels(pictures).float(), pixels(gray_pictures(pictures)).float()
@@ -180,7 +174,7 @@ def test_a_gray_picture_is_the_picture_in_gray(photos: list[Photo]) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("broken", [b"not a photo", b""])
 def test_a_photo_that_cannot_be_read_is_named_in_one_line(
-    photos: list[Photo], workers: int, broken: bytes
+    photos: list[ManifestPhoto], workers: int, broken: bytes
 ) -> None:
     photos[1].file.write_bytes(broken)
     pictures = [Picture(photo, 16) for photo in photos]
@@ -190,7 +184,7 @@ def test_a_photo_that_cannot_be_read_is_named_in_one_line(
     assert "\n" not in str(refusal.value)
 
 
-def test_half_a_photo_is_not_taken_for_a_whole_one(photos: list[Photo]) -> None:
+def test_half_a_photo_is_not_taken_for_a_whole_one(photos: list[ManifestPhoto]) -> None:
     content = photos[1].file.read_bytes()
     photos[1].file.write_bytes(content[: len(content) // 2])
     with pytest.raises(ColorFluxError, match=f"{photos[1].file} cannot be read"):
@@ -218,7 +212,7 @@ def test_workers_give_the_same_rows(
         assert all(torch.equal(one[column], other[column]) for column in one)
 
 
-def test_a_faded_view_is_the_faded_part(photos: list[Photo]) -> None:
+def test_a_faded_view_is_the_faded_part(photos: list[ManifestPhoto]) -> None:
     """Its random part is the one of the photo that is not faded."""
     plain = Picture(photos[0], 24, view=2, seed=1)
     faded = replace(plain, fading=fading(0))

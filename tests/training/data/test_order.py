@@ -9,22 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from colorflux_core.loading import load
 from tests.training.runs import PAPER_STAGES
 from tests.training.tiny_training import Setup
-from training.data.order import MicroBatches, Place, generator, row_order
-from training.data.rows import Batch, load
+from training.data.order import MicroBatches, SampleIndex, generator, row_order
+from training.data.rows import Batch
 
 ROWS, BATCH = 7, 4
 """A pass ends in the middle of a batch."""
 
 
-def batches(first: int, steps: int, seed: int = 3) -> list[list[Place]]:
+def batches(first: int, steps: int, seed: int = 3) -> list[list[SampleIndex]]:
     return list(islice(row_order(ROWS, BATCH, seed, first), steps))
 
 
 def test_every_pass_is_a_permutation_of_its_own() -> None:
     order = [place for batch in batches(0, 14) for place in batch]
-    assert [place.place for place in order] == list(range(14 * BATCH))
+    assert [place.position for place in order] == list(range(14 * BATCH))
     passes = torch.tensor([place.row for place in order]).view(-1, ROWS)
     assert all(sorted(one.tolist()) == list(range(ROWS)) for one in passes)
     assert not any(torch.equal(one, other) for one, other in pairwise(passes))
@@ -89,8 +90,8 @@ def test_what_is_drawn_at_a_place_depends_on_nothing_else(
         for device in range(devices):
             sampler = MicroBatches(len(rows), batch_size, micro_batch, 0, steps, device, devices)
             for micro in load(rows, workers=0, batch_sampler=sampler):
-                places = micro["place"].tolist()
-                batch = stage.draw(micro, [generator(0, place) for place in places])
+                places = micro["position"].tolist()
+                batch = stage.prepare_batch(micro, [generator(0, place) for place in places])
                 for index, place in enumerate(places):
                     found[place] = {name: column[index] for name, column in batch.items()}
         return found
@@ -115,9 +116,9 @@ def differ(tensors: list[Tensor]) -> bool:
 
 def test_fresh_losers_fade_the_same_photo_anew_in_every_pass(setup: Setup, tmp_path: Path) -> None:
     rows = setup.training("pro_dpo", setup.config("pro_dpo", tmp_path, pairs=0)).rows
-    faded = [rows[Place(0, place)]["loser_pixels"] for place in range(12)]
+    faded = [rows[SampleIndex(0, place)]["loser_pixels"] for place in range(12)]
     assert differ(faded)
     again = setup.training("pro_dpo", setup.config("pro_dpo", tmp_path, pairs=0)).rows
-    assert torch.equal(again[Place(0, 5)]["loser_pixels"], faded[5])
+    assert torch.equal(again[SampleIndex(0, 5)]["loser_pixels"], faded[5])
     seeded = setup.training("pro_dpo", setup.config("pro_dpo", tmp_path, pairs=0, seed=1)).rows
-    assert not torch.equal(seeded[Place(0, 5)]["loser_pixels"], faded[5])
+    assert not torch.equal(seeded[SampleIndex(0, 5)]["loser_pixels"], faded[5])

@@ -16,11 +16,14 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from colorflux_core.digest import digest
 from colorflux_core.errors import ColorFluxError
 from tests.training.runs import Killed, files_up_to
 from tests.training.tiny_training import CANVAS, Setup, synthetic_photo
-from training.data.order import Place
-from training.data.rows import Photo, Picture, Pixels, digest, views
+from training.data.manifest import ManifestPhoto
+from training.data.order import SampleIndex
+from training.data.pictures import Picture, views
+from training.data.rows import Pixels
 from training.encode import cache
 from training.encode.cache import Encode, Store, fill
 from training.encode.encoding import latents, tokens
@@ -48,13 +51,13 @@ class Counted:
         return mean_color(rgb)
 
 
-def save_photos(folder: Path, count: int) -> list[Photo]:
+def save_photos(folder: Path, count: int) -> list[ManifestPhoto]:
     folder.mkdir()
     photos = []
     for seed in range(count):
         file = folder / f"{seed}.png"
         synthetic_photo(seed).save(file)
-        photos.append(Photo(file, digest(file.read_bytes())))
+        photos.append(ManifestPhoto(file, digest(file.read_bytes())))
     return photos
 
 
@@ -87,13 +90,13 @@ def test_a_renamed_photo_is_found_again_and_an_edited_one_is_not(
     store = Store(tmp_path / "colors")
     fill(store, pictures, lambda: mean_color, workers=0)
     renamed = pictures[0].photo.file.rename(tmp_path / "another name.png")
-    photo = Photo(renamed, digest(renamed.read_bytes()))
+    photo = ManifestPhoto(renamed, digest(renamed.read_bytes()))
     fill(store, [replace(pictures[0], photo=photo)], no_encoder, workers=0)
 
     edited = pictures[1].photo.file
     synthetic_photo(99).save(edited)
     encoder = Counted()
-    photo = Photo(edited, digest(edited.read_bytes()))
+    photo = ManifestPhoto(edited, digest(edited.read_bytes()))
     fill(store, [replace(pictures[1], photo=photo)], lambda: encoder, workers=0)
     assert encoder.count == 1
 
@@ -177,8 +180,8 @@ def test_a_photo_that_cannot_be_read_is_named(
 # The encoders of a base
 
 
-def read(cached: Callable[[Place], Tensor], pictures: list[Picture]) -> Tensor:
-    return torch.stack([cached(Place(row, 0)) for row in range(len(pictures))])
+def read(cached: Callable[[SampleIndex], Tensor], pictures: list[Picture]) -> Tensor:
+    return torch.stack([cached(SampleIndex(row, 0)) for row in range(len(pictures))])
 
 
 def test_another_encoder_or_precision_encodes_anew(setup: Setup, tmp_path: Path) -> None:
@@ -250,7 +253,7 @@ def test_rows_are_kept_in_as_many_bits_as_are_trained_in(
     pictures = views(save_photos(tmp_path / "photos", 1), CANVAS, 1, 0)
     config = setup.config("structure", tmp_path, cache=tmp_path / "cache", precision=precision)
     kept = latents(Parts(config), pictures), tokens(Parts(config), pictures)
-    assert [cached(Place(0, 0)).dtype for cached in kept] == [torch.float32, of_tokens]
+    assert [cached(SampleIndex(0, 0)).dtype for cached in kept] == [torch.float32, of_tokens]
     stored = [cached.store[pictures[0].key] for cached in kept]
     assert [row.dtype for row in stored] == [of_latents, of_tokens]
     assert [row.shape for row in stored] == [((CANVAS // 16) ** 2, 64), (16, 24)]

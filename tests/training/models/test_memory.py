@@ -24,13 +24,13 @@ from colorflux_core.model.control import control_from_transformer
 from colorflux_core.model.lora import add_lora, reference_policy, save_lora
 from tests.flux_models import tiny_transformer, transformer_inputs, velocity
 from tests.nano_models import tiny_controlnet, tiny_siglip
+from training.models.blocks import blocks
 from training.models.memory import (
-    blocks,
     checkpoint_blocks,
     compile_blocks,
-    hold_frozen,
     make_optimizer,
     offload_blocks,
+    store_frozen,
 )
 from training.models.packed_linear import Float8Linear, PackedLinear
 
@@ -60,7 +60,7 @@ ROUND: dict[str, Round] = {"fp8": to_fp8, "nf4": to_nf4, "float32": lambda weigh
 
 def held(how: Any, model: nn.Module | None = None, device: str = "cpu") -> Any:
     """A frozen model whose other weights are floats again, so that it computes in float32."""
-    return hold_frozen(model or tiny_transformer(), how, device).float()
+    return store_frozen(model or tiny_transformer(), how, device).float()
 
 
 def rounded(how: str) -> FluxTransformer2DModel:
@@ -183,7 +183,7 @@ def test_fresh_lora_is_not_rounded_to_the_storage() -> None:
 
 def test_only_linear_layers_of_blocks_are_packed() -> None:
     for model in (tiny_transformer(), tiny_controlnet(), tiny_siglip()):
-        hold_frozen(model, "fp8", "cpu")
+        store_frozen(model, "fp8", "cpu")
         inside = {id(layer) for block in blocks(model) for layer in block.modules()}
         for layer in model.modules():
             packed = isinstance(layer, nn.Linear) and id(layer) in inside
@@ -196,8 +196,8 @@ def test_only_linear_layers_of_blocks_are_packed() -> None:
 
 @pytest.mark.parametrize("how", ["bfloat16", *PACKED])
 def test_skeleton_tells_the_bytes(how: Any) -> None:
-    real = hold_frozen(tiny_transformer(), how, "cpu")
-    skeleton = hold_frozen(tiny_transformer().to("meta"), how, "meta")
+    real = store_frozen(tiny_transformer(), how, "cpu")
+    skeleton = store_frozen(tiny_transformer().to("meta"), how, "meta")
     sizes = [[weight.nbytes for weight in model.parameters()] for model in (real, skeleton)]
     assert sizes[0] == sizes[1]
 
@@ -223,7 +223,7 @@ def test_autocast_decides_the_dtype_of_products() -> None:
 def test_controlnet_cannot_start_from_packed_or_waiting_weights() -> None:
     waiting = tiny_transformer().requires_grad_(False)
     offload_blocks(waiting, "cpu")
-    for transformer in (hold_frozen(tiny_transformer(), "fp8", "cpu"), waiting):
+    for transformer in (store_frozen(tiny_transformer(), "fp8", "cpu"), waiting):
         with pytest.raises(RuntimeError):
             control_from_transformer(transformer, 1, 2)
 
@@ -401,6 +401,6 @@ def test_8_bit_moments_are_small_and_near() -> None:
 def test_missing_bitsandbytes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ColorFluxError, match=r"--frozen nf4 needs .* pip install bitsandbytes"):
-        hold_frozen(tiny_transformer(), "nf4", "cpu")
+        store_frozen(tiny_transformer(), "nf4", "cpu")
     with pytest.raises(ColorFluxError, match=r"--optimizer adamw8bit needs .* pip install"):
         make_optimizer("adamw8bit", parameters(), 0.01, 0.1)

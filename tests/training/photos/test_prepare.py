@@ -22,7 +22,7 @@ from colorflux_core.errors import ColorFluxError
 from colorflux_core.photos.photo import _srgb_profile
 from colorflux_core.photos.sixteen_bit import write_png
 from tests.training.tiny_training import synthetic_photo
-from training.data.rows import read_manifest
+from training.data.manifest import read_manifest
 from training.photos.choose import Filters, choose, reasons_to_leave_out
 from training.photos.duplicates import first_alike
 from training.photos.files import PhotoFile, files_in
@@ -367,7 +367,7 @@ class Killed(Measuring):
 
 
 def test_a_worker_that_was_killed_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ColorFluxError, match="--workers 1"):
+    with pytest.raises(ColorFluxError, match=r"reduce --workers \(1\)"):
         list(measured(Killed(tmp_path, [PhotoFile("a.jpg", 1, 1)]), 1))
 
 

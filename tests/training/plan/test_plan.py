@@ -20,7 +20,7 @@ from tests.flux_models import tiny_transformer
 from tests.nano_models import tiny_controlnet
 from tests.training.tiny_training import CANVAS, Setup, make_setup
 from training.basic_color import BasicColorStage
-from training.models.memory import blocks
+from training.models.blocks import blocks
 from training.models.parts import Parts
 from training.plan.footprint import Memory, counted_step, norms_of_cuda
 from training.plan.plan import GIB, RESERVE, Plan, copied_loss, make_plan, print_plan

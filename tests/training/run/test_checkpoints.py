@@ -23,7 +23,7 @@ from tests.training.smallest import PHOTOS, line_run, line_training
 from tests.training.tiny_training import Setup
 from training.data.rows import Rows
 from training.run.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from training.run.loop import Training
+from training.stage import Training
 
 
 def state(step: int) -> dict[str, Any]:

@@ -13,12 +13,12 @@ import torch
 from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from colorflux_core.loading import load
 from tests.training.runs import Killed, Trained, during_step, kill, losses, metrics, trained_stage
 from tests.training.smallest import line_run, line_training
 from tests.training.tiny_training import STAGES, Setup
 from training.data.order import MicroBatches, generator
-from training.data.rows import load
-from training.run.metrics import BUCKETS, Means, forget_lines, log_line
+from training.run.metrics import BUCKETS, MetricMeter, log_line, truncate_log
 
 LOOP = {"step", "loss", "grad_norm", "learning_rate", "images_per_s", "peak_memory"}
 STAGE = {
@@ -53,7 +53,7 @@ def test_means_are_over_rows_whatever_they_came_in() -> None:
     values = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
     means = []
     for parts in ([5], [1, 4], [2, 2, 1], [1] * 5):
-        by_row, by_mean = Means(), Means()
+        by_row, by_mean = MetricMeter(), MetricMeter()
         for part in values.split(parts):
             by_row.add("error", part, len(part))
             by_mean.add("error", part.mean(), len(part))
@@ -62,7 +62,7 @@ def test_means_are_over_rows_whatever_they_came_in() -> None:
 
 
 def test_timesteps_at_the_bounds_have_a_bucket() -> None:
-    means = Means()
+    means = MetricMeter()
     bounds = torch.tensor([0.0, 0.19, 0.2, 0.5, 0.99, 1.0])
     means.add_by_timestep("error", torch.arange(6.0), bounds)
     assert means.over_devices(Accelerator(cpu=True)) == {
@@ -80,7 +80,9 @@ def test_buckets_are_the_means_of_the_rows_in_them(setup: Setup, tmp_path: Path)
     (line,) = metrics(tmp_path)
     stage, rows, _ = setup.training("structure", setup.config("structure", tmp_path / "again"))
     (whole,) = load(rows, 0, batch_sampler=MicroBatches(len(rows), 8, 8, 0, range(1)))
-    batch = stage.draw(whole, [generator(0, place) for place in whole["place"].tolist()])
+    batch = stage.prepare_batch(
+        whole, [generator(0, position) for position in whole["position"].tolist()]
+    )
     error = stage.loss(batch)[1]["flow_loss"]
     assert line["flow_loss"] == pytest.approx(error.mean().item(), rel=1e-4)
     found = 0
@@ -98,7 +100,9 @@ def test_the_gradients_norm_is_that_of_the_whole_batch(tmp_path: Path) -> None:
     line_run(tmp_path, line_training(), steps=1, micro_batch=1, max_grad_norm=1e-3)
     stage, rows, _ = line_training()
     (whole,) = load(rows, 0, batch_sampler=MicroBatches(len(rows), 4, 4, 0, range(1)))
-    stage.loss(stage.draw(whole, [generator(0, place) for place in range(4)]))[0].backward()
+    stage.loss(stage.prepare_batch(whole, [generator(0, position) for position in range(4)]))[
+        0
+    ].backward()
     gradients = [p.grad.square().sum() for p in stage.trainable.parameters() if p.grad is not None]
     norm = math.sqrt(sum(gradients))
     assert metrics(tmp_path)[0]["grad_norm"] == pytest.approx(norm, rel=1e-5)
@@ -132,10 +136,10 @@ def test_each_step_is_logged_once_also_after_it_was_resumed(tmp_path: Path) -> N
 
 def test_lines_from_a_step_on_are_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    forget_lines(path, 0)
+    truncate_log(path, 0)
     for step in range(4):
         log_line(path, step, {"loss": 1 / 3})
-    forget_lines(path, 2)
+    truncate_log(path, 2)
     assert metrics(tmp_path) == [{"step": step, "loss": 0.333333} for step in range(2)]
 
 

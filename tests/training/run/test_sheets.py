@@ -14,7 +14,8 @@ from PIL import Image
 from tests.training.runs import Killed, Trained, contents, during_step, kill, trained_stage
 from tests.training.tiny_training import CANVAS, STAGES, VALIDATION, Setup
 from training.run.loop import train
-from training.run.sheets import LABEL, MAX_SIDE, Sheet, forget_sheets, grow_sheet
+from training.run.sheets import LABEL, MAX_SIDE, grow_sheet, truncate_sheets
+from training.stage import Sheet
 
 ROWS = dict.fromkeys(STAGES, (1, 1)) | {"structure": (1, 2), "pro_dpo": (3, 1)}
 """Rows of given pictures above, rows drawn in each sample step."""
@@ -75,7 +76,7 @@ def test_pictures_are_where_they_belong(tmp_path: Path) -> None:
     assert [level[0] for level in levels if isinstance(level, tuple)] == pytest.approx(
         [64, 23, 26, 255], abs=3
     )
-    forget_sheets(tmp_path, 10)
+    truncate_sheets(tmp_path, 10)
     assert sorted(strip.name for strip in (tmp_path / "samples").iterdir()) == [
         "step-0000009.png",
         "step-0000010.png",

@@ -12,7 +12,7 @@ from colorflux_core.errors import ColorFluxError
 from tests.training.runs import changed, losses, saved_state, saved_steps, weights
 from tests.training.smallest import PHOTOS, line_run, line_training
 from tests.training.tiny_training import Setup
-from training.data.order import Place, row_order
+from training.data.order import SampleIndex, row_order
 from training.data.rows import Column
 from training.run.loop import train
 
@@ -26,7 +26,7 @@ def photos_of(step: int, rows: int, batch_size: int) -> list[int]:
 
 def at_place(number: int, value: float) -> Column:
     """1 everywhere else."""
-    return lambda place: torch.tensor(value if place.place == number else 1.0)
+    return lambda place: torch.tensor(value if place.position == number else 1.0)
 
 
 def test_a_loss_that_is_not_finite_stops_it(setup: Setup, tmp_path: Path) -> None:
@@ -36,8 +36,8 @@ def test_a_loss_that_is_not_finite_stops_it(setup: Setup, tmp_path: Path) -> Non
     batch = photos_of(SPOILED, len(rows), config.batch_size)
     latents = rows.columns["latents"]
 
-    def poisoned(place: Place) -> Tensor:
-        spoiled = place.place == SPOILED * config.batch_size
+    def poisoned(place: SampleIndex) -> Tensor:
+        spoiled = place.position == SPOILED * config.batch_size
         return latents(place) * torch.nan if spoiled else latents(place)
 
     rows.columns = {**rows.columns, "latents": poisoned}

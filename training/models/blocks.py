@@ -1,0 +1,17 @@
+"""Transformer blocks: what is checkpointed, offloaded, packed, compiled and sharded."""
+
+from __future__ import annotations
+
+from diffusers.models.transformers.transformer_flux import (
+    FluxSingleTransformerBlock,
+    FluxTransformerBlock,
+)
+from torch import nn
+from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
+
+BLOCK_CLASSES = (FluxTransformerBlock, FluxSingleTransformerBlock, SiglipEncoderLayer)
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks of FLUX.1, a ControlNet or SigLIP, in the order in which they run."""
+    return [module for module in model.modules() if isinstance(module, BLOCK_CLASSES)]

@@ -1,0 +1,93 @@
+"""The flow-matching step (Eq. 1 and 2), shared by all stages that train FLUX's velocity."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import FluxControlNetModel, FluxTransformer2DModel
+from torch import Tensor
+
+from colorflux_core.model.flow import sample_path, sample_timesteps, squared_error
+from colorflux_core.model.velocity import Conditions, control_residuals, predict_velocity
+from colorflux_core.model.visual_prompt import after_text_tokens
+
+from ..data.rows import Batch
+from ..stage import Columns
+from .parts import Parts, PartsConfig
+
+
+def flow_error(
+    transformer: FluxTransformer2DModel,
+    x_0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    conditions: Conditions,
+    controlnet: FluxControlNetModel | None = None,
+    gray_latents: Tensor | None = None,
+) -> Tensor:
+    """||(eps - x_0) - v_theta(x_t, t)||^2 of each row (B,): Eq. 2 before its expectation.
+
+    Args:
+        transformer: FLUX.
+        x_0: Packed latents of the photos (B, L, 64).
+        noise: eps (B, L, 64).
+        t: Timesteps (B,) in [0, 1].
+        conditions: What both networks are given besides.
+        controlnet: The gray ControlNet, if it takes part.
+        gray_latents: Packed latents of the gray photos (B, L, 64), for the ControlNet.
+    """
+    path = sample_path(x_0, noise, t)
+    residuals = None
+    if controlnet is not None and gray_latents is not None:
+        residuals = control_residuals(controlnet, path.x_t, t, gray_latents, conditions)
+    predicted = predict_velocity(transformer, path.x_t, t, conditions, residuals)
+    return squared_error(predicted, path.velocity)
+
+
+def with_noise(
+    batch: Batch, photo: str, generators: list[torch.Generator], config: PartsConfig
+) -> Batch:
+    """The batch with noise eps and timesteps t (Eq. 1) for the column ``photo``."""
+    rows = batch[photo]
+    noise = torch.stack([torch.randn(rows.shape[1:], generator=g) for g in generators])
+    t = torch.cat([sample_timesteps(1, g, config.timestep_density) for g in generators])
+    return {**batch, "noise": noise.to(rows.device), "t": t.to(rows.device)}
+
+
+class FlowStage:
+    """What the stages have in common: a photo's column that gets noise, and the conditions."""
+
+    photo = "latents"
+    """The column of x_0."""
+
+    @property
+    def columns(self) -> Columns:
+        raise NotImplementedError
+
+    def __init__(self, config: PartsConfig, parts: Parts) -> None:
+        self.config, self.parts = config, parts
+
+    def prepare_batch(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
+        return with_noise(batch, self.photo, generators, self.config)
+
+    def conditions(self, c_v: Tensor) -> Conditions:
+        """The visual prompt (B, T, D) after its text tokens, canvas and guidance."""
+        prompt = after_text_tokens(c_v, self.config.text_tokens)
+        return Conditions(prompt, self.config.latent_size, self.config.guidance)
+
+    def blank(self, rows: int) -> Batch:
+        """A prepared batch of zeros, for ``--plan``."""
+        height, width = self.config.latent_size
+        length = height * width // 4
+        batch = {name: torch.zeros(rows, length, 64) for name in (*self.columns.latents, "noise")}
+        if self.columns.tokens:
+            shape = (rows, *self._token_shape())
+            tokens = {n: torch.zeros(shape, dtype=torch.bfloat16) for n in self.columns.tokens}
+            batch |= tokens
+        return batch | {"t": torch.zeros(rows)}
+
+    def _token_shape(self) -> tuple[int, ...]:
+        """(T, D) of the vision tower, from its config alone."""
+        tower = Parts(self.config, weights=False).load("image_encoder")
+        side = tower.config.image_size
+        pixels = torch.empty(1, 3, side, side, device="meta", dtype=tower.dtype)
+        return tuple(tower(pixel_values=pixels).last_hidden_state.shape[1:])
