@@ -25,7 +25,7 @@ from colorflux_core.evaluation.benchmark.colorized import colorize_sets
 from colorflux_core.evaluation.benchmark.sets import BenchmarkSet, read_sets
 from colorflux_core.evaluation.rows import write_file
 from colorflux_core.model.settings import Settings
-from colorflux_core.photos.resize import Canvas
+from colorflux_core.photos.canvas import Canvas
 
 from . import basic_color, pro_dpo, structure
 from .ablation.tables import ARMS, Arm, sets_for, write_tables

@@ -10,7 +10,7 @@ import torch
 
 from colorflux_core.bundles.bundle import assemble, save_bundle
 from colorflux_core.model.settings import Settings
-from colorflux_core.photos.resize import Canvas
+from colorflux_core.photos.canvas import Canvas
 
 from .config import Config, parse, setting
 from .data.manifest import manifest_rows

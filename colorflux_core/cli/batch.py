@@ -24,7 +24,7 @@ from ..photos.photo import (
     load_photo,
     save_photo,
 )
-from ..photos.resize import Canvas
+from ..photos.canvas import Canvas
 
 Report = Callable[[str, int, int], None]
 """Told of what ("step", "tile") so many are done, and how many there are in all."""
