@@ -83,8 +83,8 @@ def parser() -> Parser:
     add_setting(how, Canvas, "pixels", flag="--canvas-pixels", unset=BUNDLES_OWN)
     for name in ("control_scale", "control_start", "control_end", "control_mode"):
         add_setting(how, Settings, name, unset=BUNDLES_OWN)
-    for name in ("lora_scale", "text_tokens"):
-        add_setting(how, Settings, name, unset=BUNDLES_OWN)
+    add_setting(how, Settings, "lora_scale", unset=BUNDLES_OWN)
+    add_setting(how, Settings, "text_tokens", unset=BUNDLES_OWN)
 
     first = p.add_argument_group("restoration before colorization (S3Diff, optional)")
     first.add_argument(

@@ -50,8 +50,11 @@ class Range:
 
 
 def number(value: float) -> str:
-    """1e-05, not 1.0000000000000001e-05; whole numbers in full."""
-    return str(value) if isinstance(value, int) else f"{value:g}"
+    """As a person would write it: 3.5, 1e-05, 512, 2**64 - 1."""
+    if not isinstance(value, int):
+        return f"{value:g}"
+    is_all_ones = value >= 2**32 and value & (value + 1) == 0
+    return f"2**{value.bit_length()} - 1" if is_all_ones else str(value)
 
 
 def setting(

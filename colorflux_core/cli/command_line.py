@@ -59,9 +59,7 @@ def photo_parser(prog: str, description: str, examples: str) -> Parser:
         choices=FORMATS,
         help="file format of the results in a folder (default: each photo's own)",
     )
-    files.add_argument(
-        "--overwrite", action="store_true", help="overwrite existing results"
-    )
+    files.add_argument("--overwrite", action="store_true", help="overwrite existing results")
     files.add_argument(
         "--dry-run", action="store_true", help="list what would be done, without loading a model"
     )

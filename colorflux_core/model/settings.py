@@ -52,7 +52,9 @@ class Settings(Options):
         low=0,
         high=1,
     )
-    seed: int = setting(0, "random seed; different seeds give different colors", low=0, high=2**64 - 1)
+    seed: int = setting(
+        0, "random seed; different seeds give different colors", low=0, high=2**64 - 1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

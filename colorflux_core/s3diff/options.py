@@ -46,7 +46,5 @@ class Restoration(Options):
     gray: bool = setting(
         False, "make the result gray, as for a colorization: SD-Turbo can add a tint"
     )
-    seed: int | None = setting(
-        0, "random seed of the noise in the latents", low=0, high=2**64 - 1
-    )
+    seed: int | None = setting(0, "random seed of the noise in the latents", low=0, high=2**64 - 1)
     """None takes the latents' mode instead of a sample."""
