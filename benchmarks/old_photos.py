@@ -17,9 +17,9 @@ from torch import Tensor
 
 from colorflux_core.bundles.bundle import load_bundle
 from colorflux_core.model.colorization import colorize
+from colorflux_core.photos.canvas import Canvas
 from colorflux_core.photos.color import colorfulness, grayscale, luminance
 from colorflux_core.photos.photo import load_photo
-from colorflux_core.photos.resize import Canvas
 
 PHOTOS = Path(__file__).parent.parent / "docs" / "photos" / "old"
 ROW_HEIGHT, PER_ROW, GAP = 300, 2, 8

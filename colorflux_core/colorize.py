@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +15,12 @@ from .cli.command_line import (
     exit_status,
     photo_parser,
     quiet_libraries,
+    run_program,
     work_through,
 )
+from .cli.flags import Parser, add_setting, given
+from .model.settings import Settings
+from .photos.canvas import Canvas
 from .restore import ON_GPU as RESTORE_ON_GPU
 from .s3diff.options import Restoration
 
@@ -26,24 +29,25 @@ if TYPE_CHECKING:
 
     from .bundles.bundle import Bundle
     from .cli.batch import Report, Task, Work
-    from .model.settings import Settings
     from .photos.photo import Photo
 
 PROG = "colorize"
 PARTS = ("transformer", "vae", "image_encoder", "redux", "controlnet")
 ON_GPU = "bfloat16"
 
+BUNDLES_OWN = "the bundle's"
+
 EXAMPLES = """\
 examples:
   one photo, to a file:
     python -m colorflux_core.colorize grandma.jpg -o grandma-color.jpg
-  a folder and its subfolders; run it again to go on where it stopped:
+  a folder and its subfolders; run it again to continue where it stopped:
     python -m colorflux_core.colorize scans -o colorized
-  see first what would be done:
+  list what would be done:
     python -m colorflux_core.colorize scans -o colorized --dry-run
   with the colors of another picture:
     python -m colorflux_core.colorize beach.tif -o out --reference postcard.jpg
-  with noise and blur taken out first; colorflux_core.restore --help tells of the two files:
+  remove noise and blur first (see colorflux_core.restore --help for the two files):
     python -m colorflux_core.colorize scans -o colorized \\
       --restore s3diff.safetensors --sd-turbo sd_turbo.safetensors
   with FLUX.1-dev, on a GPU:
@@ -54,85 +58,40 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
-
-    Raises SystemExit where argparse does: for --help and for arguments that cannot be parsed.
-    """
-    args = _parse(argv)
-    return exit_status(PROG, lambda: _colorize(args))
+    """Run the command line; returns the exit status. Raises SystemExit for ``--help``."""
+    return exit_status(PROG, lambda: _colorize(_parse(argv)))
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments; every default that concerns the model is None, which means the bundle's."""
+def parser() -> Parser:
+    """The arguments. A setting of the model that is not given is None: the bundle's is used."""
     p = photo_parser(
         PROG,
-        "Colorize old photos. Each comes back at its own size and under its own name.\n"
-        "Photos that are colorized already are skipped, so an interrupted run can be repeated.",
+        "Colorize old photos. Each result keeps the photo's size and name.\n"
+        "Photos that already have a result are skipped, so an interrupted run can be repeated.",
         EXAMPLES,
     )
-    how = p.add_argument_group("how to colorize", "Defaults are the bundle's.")
+    how = p.add_argument_group("colorization")
     how.add_argument(
         "--reference",
         type=Path,
         metavar="PHOTO",
-        help="take the visual prompt from this color picture, in place of the photo itself",
+        help="color picture to take the visual prompt from, instead of the photo itself",
     )
-    how.add_argument("--seed", type=int, metavar="N", help="another seed, other colors")
-    how.add_argument(
-        "--detail",
-        type=float,
-        metavar="X",
-        help="share of the photo's own fine detail that is put back: 0 none, 1 all",
-    )
-    how.add_argument("--steps", type=int, metavar="N", help="Euler steps; more take longer")
-    how.add_argument(
-        "--guidance", type=float, metavar="X", help="guidance of guidance-distilled models"
-    )
-    how.add_argument(
-        "--canvas",
-        metavar="square|aspect|WxH",
-        help="size at which the model works: a square as in the paper, the photo's proportions, or "
-        "a width and height (multiples of 16)",
-    )
-    how.add_argument(
-        "--canvas-pixels",
-        type=int,
-        metavar="N",
-        help="side of the square, or of the square of as many pixels",
-    )
-    how.add_argument(
-        "--control-scale", type=float, metavar="X", help="strength of the gray ControlNet"
-    )
-    how.add_argument(
-        "--control-start", type=float, metavar="X", help="share of the steps before it sets in"
-    )
-    how.add_argument(
-        "--control-end", type=float, metavar="X", help="share of the steps after which it stops"
-    )
-    how.add_argument(
-        "--control-mode", type=int, metavar="N", help="for union ControlNets: the index of gray"
-    )
-    how.add_argument(
-        "--lora-scale",
-        type=float,
-        metavar="X",
-        help="strength of the Pro-DPO LoRA; 0 for none",
-    )
-    how.add_argument(
-        "--text-tokens",
-        type=int,
-        metavar="N",
-        help="zero tokens in the place of a text; what the model was trained with",
-    )
+    for name in ("seed", "detail", "steps", "guidance"):
+        add_setting(how, Settings, name, unset=BUNDLES_OWN)
+    add_setting(how, Canvas, "mode", flag="--canvas", unset=BUNDLES_OWN)
+    add_setting(how, Canvas, "pixels", flag="--canvas-pixels", unset=BUNDLES_OWN)
+    for name in ("control_scale", "control_start", "control_end", "control_mode"):
+        add_setting(how, Settings, name, unset=BUNDLES_OWN)
+    add_setting(how, Settings, "lora_scale", unset=BUNDLES_OWN)
+    add_setting(how, Settings, "text_tokens", unset=BUNDLES_OWN)
 
-    first = p.add_argument_group(
-        "how to clean the photo first", "S3Diff takes noise and blur from it, if it is given."
-    )
+    first = p.add_argument_group("restoration before colorization (S3Diff, optional)")
     first.add_argument(
         "--restore",
         type=Path,
         metavar="FILE",
-        help="S3Diff's checkpoint, as python -m colorflux_core.s3diff.convert writes it",
+        help="S3Diff checkpoint, as written by python -m colorflux_core.s3diff.convert",
     )
     first.add_argument(
         "--sd-turbo",
@@ -140,43 +99,34 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="SD-Turbo's diffusers folder, or sd_turbo.safetensors",
     )
-    first.add_argument(
-        "--restore-tile",
-        type=int,
-        default=Restoration.tile,
-        metavar="N",
-        help="side of its tiles in pixels (%(default)s); smaller ones take less memory",
-    )
+    add_setting(first, Restoration, "tile", flag="--restore-tile")
 
     model = p.add_argument_group(
-        "model", "Either a bundle, or its parts: diffusers folders or the files as published."
+        "model", "Either a bundle or all its parts, as diffusers folders or as published files."
     )
-    model.add_argument("--bundle", metavar="FOLDER", help='"nano" (the default) or a folder')
-    model.add_argument("--transformer", type=Path, metavar="PATH", help="FLUX.1-dev's or alike")
-    model.add_argument("--vae", type=Path, metavar="PATH", help="FLUX.1's")
+    model.add_argument(
+        "--bundle", metavar="FOLDER", help="the embedded model or a folder (default: nano)"
+    )
+    model.add_argument("--transformer", type=Path, metavar="PATH", help="FLUX.1-dev or similar")
+    model.add_argument("--vae", type=Path, metavar="PATH", help="FLUX.1's VAE")
     model.add_argument("--image-encoder", type=Path, metavar="PATH", help="SigLIP")
     model.add_argument("--redux", type=Path, metavar="PATH", help="Redux")
     model.add_argument("--controlnet", type=Path, metavar="PATH", help="a gray or union ControlNet")
-    model.add_argument("--lora", type=Path, metavar="FILE", help="the Pro-DPO LoRA, if any")
+    model.add_argument("--lora", type=Path, metavar="FILE", help="the Pro-DPO LoRA (optional)")
     add_device(model, ON_GPU)
     return p
 
 
 def with_flags(settings: Settings, args: argparse.Namespace) -> Settings:
-    """The settings with the flags that were given in their place.
+    """The settings, with the flags that were given in their place.
 
-    Raises ColorFluxError for a value that cannot be used.
+    Raises ColorFluxError for values that do not fit together.
     """
-    given = {
-        field.name: value
-        for field in fields(settings)
-        if (value := getattr(args, field.name)) is not None
-    }
-    canvas = {"mode": args.canvas, "pixels": args.canvas_pixels}
-    given["canvas"] = replace(
-        settings.canvas, **{name: value for name, value in canvas.items() if value is not None}
+    size = {"mode": args.canvas, "pixels": args.canvas_pixels}
+    canvas = replace(
+        settings.canvas, **{name: value for name, value in size.items() if value is not None}
     )
-    return replace(settings, **given)
+    return replace(settings, canvas=canvas, **given(args, Settings))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -185,7 +135,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     missing = [f"--{part.replace('_', '-')}" for part in PARTS if getattr(args, part) is None]
     has_parts = args.lora is not None or len(missing) < len(PARTS)
     if has_parts and args.bundle is not None:
-        p.error("--bundle is a whole model: leave it out, or leave out the flags for its parts")
+        p.error("--bundle is a complete model: omit it, or omit the flags for its parts")
     if has_parts and missing:
         p.error(f"a model given by its parts needs all of them: add {', '.join(missing)}")
     args.has_parts = has_parts
@@ -195,11 +145,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _colorize(args: argparse.Namespace) -> int:
-    from .model.settings import Settings
-
-    # For their limits, before a model is loaded.
-    with_flags(Settings(), args)
-    cleaning = Restoration(gray=True, tile=args.restore_tile)
+    with_flags(Settings(), args)  # Refuses bad values before a model is loaded.
+    cleaning = Restoration(gray=True, tile=args.restore_tile or Restoration.tile)
 
     def load(max_megapixels: float) -> Task:
         quiet_libraries()
@@ -269,7 +216,4 @@ def _load(args: argparse.Namespace) -> Bundle:
 
 
 if __name__ == "__main__":
-    import signal
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main())
+    run_program(main)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from .cli.command_line import (
     add_device,
@@ -16,9 +15,11 @@ from .cli.command_line import (
     exit_status,
     photo_parser,
     quiet_libraries,
+    run_program,
     work_through,
 )
-from .s3diff.options import MULTIPLE, SMALLEST_TILE, ColorFix, Restoration
+from .cli.flags import Parser, add_setting, given
+from .s3diff.options import Restoration
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,89 +31,55 @@ PROG = "restore"
 ON_GPU = "float16"
 
 EXAMPLES = """\
-files, which their authors publish:
+files to download from their authors:
   s3diff.pkl            huggingface.co/zhangap/S3Diff
   de_net.pth            github.com/ArcticHare105/S3Diff, in assets/mm-realsr
   sd_turbo.safetensors  huggingface.co/stabilityai/sd-turbo
 
 examples:
-  once, the first two as one safetensors file:
+  convert the first two, once, into one safetensors file:
     python -m colorflux_core.s3diff.convert s3diff.pkl de_net.pth -o s3diff.safetensors
-  a folder and its subfolders; run it again to go on where it stopped:
+  a folder and its subfolders; run it again to continue where it stopped:
     python -m colorflux_core.restore scans -o restored \\
       --s3diff s3diff.safetensors --sd-turbo sd_turbo.safetensors
-  four times as large, with half the memory:
+  four times as large, with less memory:
     python -m colorflux_core.restore stamp.png -o stamp-large.png --scale 4 --tile 512 \\
       --s3diff s3diff.safetensors --sd-turbo sd_turbo.safetensors
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
-
-    Raises SystemExit where argparse does: for --help and for arguments that cannot be parsed.
-    """
-    args = parser().parse_args(argv)
-    return exit_status(PROG, lambda: _restore(args))
+    """Run the command line; returns the exit status. Raises SystemExit for ``--help``."""
+    return exit_status(PROG, lambda: _restore(parser().parse_args(argv)))
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments."""
+def parser() -> Parser:
+    """The arguments. An option that is not given is None."""
     p = photo_parser(
         PROG,
         "Remove noise and blur from old photos with S3Diff, in one step of SD-Turbo.\n"
-        "Photos that are restored already are skipped, so an interrupted run can be repeated.",
+        "Photos that already have a result are skipped, so an interrupted run can be repeated.",
         EXAMPLES,
     )
-    how = p.add_argument_group("how to restore")
+    how = p.add_argument_group("restoration")
+    for name in ("scale", "tile", "color_fix"):
+        add_setting(how, Restoration, name)
+    add_setting(how, Restoration, "gray", unset="on if the photo looks gray")
+    add_setting(how, Restoration, "seed")
     how.add_argument(
-        "--scale",
-        type=float,
-        default=Restoration.scale,
-        metavar="X",
-        help="size of the result over the photo's, 1 to 4 (%(default)g); S3Diff was trained at 4",
+        "--mode",
+        action="store_true",
+        help="use the latents' mode, without noise, for a softer picture",
     )
-    how.add_argument(
-        "--tile",
-        type=int,
-        default=Restoration.tile,
-        metavar="N",
-        help=f"side of a tile in pixels of the result, a multiple of {MULTIPLE} from "
-        f"{SMALLEST_TILE} (%(default)s); smaller ones take less memory and more time",
-    )
-    how.add_argument(
-        "--color-fix",
-        choices=get_args(ColorFix),
-        default=Restoration.color_fix,
-        help="how the photo's own colors are taken over: wavelet (the default) all that is "
-        "coarser than 32 pixels, adain each channel's mean and spread",
-    )
-    how.add_argument(
-        "--gray",
-        action=argparse.BooleanOptionalAction,
-        help="make the result gray, since SD-Turbo can tint; default: if the photo looks gray",
-    )
-    how.add_argument(
-        "--seed",
-        type=int,
-        default=Restoration.seed,
-        metavar="N",
-        help="of the noise in the latents (%(default)s)",
-    )
-    how.add_argument("--mode", action="store_true", help="no such noise, and a softer picture")
-    how.add_argument(
-        "--guidance",
-        type=float,
-        default=Restoration.guidance,
-        metavar="X",
-        help="of the positive prompt over the negative (%(default)s)",
-    )
+    add_setting(how, Restoration, "guidance")
     how.add_argument(
         "--positive",
         metavar="TEXT",
-        help="in place of the published prompt; takes the tokenizer in SD-Turbo's folder",
+        help="replaces the published positive prompt; needs the tokenizer in SD-Turbo's folder",
     )
-    how.add_argument("--negative", metavar="TEXT", help="likewise")
+    how.add_argument(
+        "--negative", metavar="TEXT", help="replaces the published negative prompt, likewise"
+    )
     model = p.add_argument_group("model")
     model.add_argument(
         "--s3diff", type=Path, required=True, metavar="FILE", help="the converted checkpoint"
@@ -129,15 +96,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def options(args: argparse.Namespace) -> Restoration:
-    """The flags as options. Raises ColorFluxError for a value that cannot be used."""
-    return Restoration(
-        scale=args.scale,
-        tile=args.tile,
-        guidance=args.guidance,
-        color_fix=args.color_fix,
-        gray=bool(args.gray),
-        seed=None if args.mode else args.seed,
-    )
+    """The flags as options."""
+    how = Restoration(**given(args, Restoration))
+    return replace(how, seed=None) if args.mode else how
 
 
 def _restore(args: argparse.Namespace) -> int:
@@ -168,7 +129,4 @@ def _restore(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    import signal
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main())
+    run_program(main)

@@ -6,8 +6,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..colorflux_core.photos.canvas import MULTIPLE, Canvas
 from ..colorflux_core.photos.color import grayscale
-from ..colorflux_core.photos.resize import MULTIPLE, Canvas
 from .layout import each_frame, from_image, to_image
 from .schema import schema
 

@@ -1,8 +1,10 @@
-"""The paper's ablations on nano: ``python -m training.ablations --photos FOLDER``.
+"""Run the paper's ablations on nano.
+
+  python -m training.ablations --photos PHOTOS
 
 Every arm of Tables 2, 3 and 4 and of Figure 5 is trained from one base, with as many steps as the
-arms beside it, once for each seed, and colorizes photos that training never saw. Then come the
-tables. What is done is not done again: after an interruption, the same command goes on.
+arms it is compared with, once for each seed, and colorizes photos that training never saw. Then the
+tables are written. Finished runs are kept: after an interruption, the same command continues.
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ from colorflux_core.evaluation.benchmark.colorized import colorize_sets
 from colorflux_core.evaluation.benchmark.sets import BenchmarkSet, read_sets
 from colorflux_core.evaluation.rows import write_file
 from colorflux_core.model.settings import Settings
-from colorflux_core.photos.resize import Canvas
+from colorflux_core.options import inherit, setting
+from colorflux_core.photos.canvas import Canvas
 
 from . import basic_color, pro_dpo, structure
 from .ablation.tables import ARMS, Arm, sets_for, write_tables
-from .config import Config, parse, recipe_flags, setting
+from .config import DATA, MODEL, Config, LoopConfig, parse, read_recipe, recipe_flags
 from .data.manifest import manifest_rows, read_manifest
 from .launch import run_command
 
@@ -42,25 +45,42 @@ FINISHED = "made-by.txt"
 
 @dataclass
 class AblationsConfig(Config):
-    output: Path = setting(Path("runs/ablations"), "folder for runs, results and tables")
+    output: Path = setting(
+        Path("runs/ablations"),
+        "folder for runs, results and tables",
+        metavar="FOLDER",
+        group="output",
+    )
+    seeds: int = setting(3, "runs per arm, with the seeds 0, 1, ...", low=1, group="output")
+    photos: Path = setting(
+        Path("photos"), "folder of the manifest's photos", metavar="FOLDER", group=DATA
+    )
+    manifest: Path = inherit(LoopConfig, "manifest", Path("models/nano/photos.csv"))
+    old_photos: Path = setting(
+        Path("docs/photos/old"),
+        "folder of old photos for the real set",
+        metavar="FOLDER",
+        group=DATA,
+    )
+    cache: Path = inherit(LoopConfig, "cache")
     base: Path = setting(
-        Path("runs/nano/base"), "nano's base, as the first three commands of its model card make it"
+        Path("runs/nano/base"),
+        "nano's base, as made by the first three commands of its model card",
+        metavar="FOLDER",
+        group=MODEL,
     )
-    photos: Path = setting(Path("photos"), "folder of the manifest's photos")
-    manifest: Path = setting(Path("models/nano/photos.csv"), "CSV with the columns file and split")
-    old_photos: Path = setting(Path("docs/photos/old"), "folder of the real set's photos")
     recipes: Path = setting(
-        Path(__file__).parent / "recipes" / "nano_ablations", "folder with a recipe for every run"
+        Path(__file__).parent / "recipes" / "nano_ablations.toml",
+        "TOML file with a table for each run, or a folder with a file for each",
+        group=MODEL,
     )
-    canvas: int = setting(256, "side in pixels of the square that the recipes train on", low=16)
-    text_tokens: int = setting(0, "zero tokens before the visual prompt, as in the recipes", low=0)
-    seeds: int = setting(3, "runs of each arm, with the seeds 0, 1 and so on", low=1)
-    cache: Path = setting(Path("runs/cache"), "folder for what is encoded once")
+    canvas: int = inherit(LoopConfig, "canvas", 256, help="side in pixels of the recipes' canvas")
+    text_tokens: int = inherit(Settings, "text_tokens", 0, group=MODEL)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run, whose recipe has its name; paths start from the seed's folder."""
+    """A training run, whose table in the recipes has its name; paths start from the seed's folder."""
 
     train: Callable[[list[str]], None]
     starts_from: dict[str, str] = field(default_factory=dict)
@@ -113,7 +133,7 @@ def train_all(config: AblationsConfig, seed: int) -> None:
     for name, planned in RUNS.items():
         output = folder / name
         flags = [
-            f"--recipe={config.recipes / name}.toml",
+            f"--recipe={recipe_place(config, name)}",
             f"--base={config.base}",
             f"--manifest={config.manifest}",
             f"--photos={config.photos}",
@@ -140,12 +160,20 @@ def provenance(config: AblationsConfig, folder: Path, name: str) -> str:
     Raises ColorFluxError when the recipe or the manifest cannot be read.
     """
     planned = RUNS[name]
-    recipe = recipe_flags(config.recipes / f"{name}.toml")
+    recipe = read_recipe(recipe_place(config, name), name)
+    settings = recipe_flags(recipe.defaults | recipe.settings)
     photos = [f"{row['file']} {row['split']}" for row in manifest_rows(config.manifest)]
     parents = sorted({Path(path).parts[0] for path in planned.starts_from.values()})
     before = [(folder / parent / FINISHED).read_text(encoding="utf-8") for parent in parents]
-    made_of = [planned.draws_anew, recipe, photos, base_hash(config.base), before]
+    made_of = [planned.draws_anew, settings, photos, base_hash(config.base), before]
     return digest(repr(made_of).encode())
+
+
+def recipe_place(config: AblationsConfig, name: str) -> str:
+    """What ``--recipe`` names for a run: its table, or its file in a folder of recipes."""
+    if config.recipes.is_dir():
+        return str(config.recipes / f"{name}.toml")
+    return f"{config.recipes}:{name}"
 
 
 @cache

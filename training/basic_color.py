@@ -1,6 +1,8 @@
-"""Stage 2, basic color learning (paper 4.1.2, 7.2): ``python -m training.basic_color``.
+"""Stage 2, basic color learning (paper 4.1.2, 7.2).
 
-Only Redux is trained. It learns to give for the *gray* photo the visual prompt of the color photo:
+  python -m training.basic_color --recipe training/recipes/80gb.toml
+
+Only Redux is trained. It learns to predict the color photo's visual prompt from the *gray* photo:
 L = L_FM + alpha L_distill (Eq. 6). FLUX and the ControlNet are frozen. The defaults are the
 paper's.
 """
@@ -19,9 +21,11 @@ from colorflux_core.errors import ColorFluxError
 from colorflux_core.model.control import control_from_transformer
 from colorflux_core.model.flow import squared_error
 from colorflux_core.model.visual_prompt import preprocess, prompt_from_tokens
+from colorflux_core.options import inherit, setting
 from colorflux_core.photos.color import unit_range
 
-from .config import parse, setting
+from .config import LOSS, MODEL, OPTIMIZATION, parse
+from .data.limits import PhotoLimits
 from .data.order import SampleIndex
 from .data.pictures import (
     Picture,
@@ -43,34 +47,45 @@ FLOAT = torch.float32
 
 @dataclass
 class BasicColorConfig(PartsConfig):
-    epochs: float = setting(
-        2.0, "passes over the views, where --steps is 0", low=0, may_change=True
-    )
+    epochs: float = inherit(PartsConfig, "epochs", 2.0)
     loss: Literal["both", "flow", "distill"] = setting(
-        "both", "the terms of Eq. 6 (Table 3); distill loads neither FLUX nor the ControlNet"
+        "both",
+        "terms of Eq. 6 (Table 3); distill loads neither FLUX nor the ControlNet",
+        group=LOSS,
     )
-    alpha: float = setting(0.1, "weight of L_distill in Eq. 6", low=0)
+    alpha: float = setting(0.1, "weight of L_distill in Eq. 6", low=0, group=LOSS)
     train: Literal["redux", "redux+siglip", "redux+controlnet"] = setting(
         "redux",
-        "what learns: the paper's 'Redux model' may mean the vision tower too; with the ControlNet,"
-        " anew, structure and color are learned jointly (Fig. 5)",
+        "models to train: the paper's 'Redux model' may include SigLIP; with a new ControlNet,"
+        " structure and color are learned jointly (Fig. 5)",
+        group=MODEL,
     )
-    double_blocks: int = setting(4, "the transformer's first double blocks to copy for it", low=0)
-    single_blocks: int = setting(10, "the transformer's first single blocks to copy for it", low=0)
+    double_blocks: int = setting(
+        4, "double blocks of a new ControlNet, for --train redux+controlnet", low=0, group=MODEL
+    )
+    single_blocks: int = setting(
+        10, "single blocks of a new ControlNet, for --train redux+controlnet", low=0, group=MODEL
+    )
     initial_redux: Path | None = setting(
-        None, "Redux to start from, such as a distill run's, where it is not the pretrained one"
+        None,
+        "Redux to start from, such as a distill run's, instead of the pretrained one",
+        group=MODEL,
     )
     token_dropout: float = setting(
-        0.0, "share of the image tokens' channels hidden from Redux", low=0, high=0.99
+        0.0,
+        "dropout rate of the image tokens' channels before Redux",
+        low=0,
+        high=0.99,
+        group=OPTIMIZATION,
     )
-    min_colorfulness: float = setting(15.0, "photos below this colorfulness are left out", low=0)
+    min_colorfulness: float = inherit(PhotoLimits, "min_colorfulness")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.token_dropout and self.train == "redux+siglip":
-            raise ColorFluxError("--token_dropout does not go with a vision tower that learns")
+            raise ColorFluxError("--token-dropout cannot be combined with --train redux+siglip")
         if self.loss == "distill" and self.train == "redux+controlnet":
-            raise ColorFluxError("--loss distill has no use for the ControlNet: --train redux")
+            raise ColorFluxError("--loss distill does not train a ControlNet: use --train redux")
 
 
 class BasicColorStage(FlowStage):
@@ -183,7 +198,7 @@ def basic_color_training(config: BasicColorConfig) -> Training:
     colorful = statistics(config, candidates)[:, 0] >= config.min_colorfulness
     chosen = [p for p, enough in zip(candidates, colorful.tolist(), strict=True) if enough]
     if not chosen:
-        raise ColorFluxError(f"no photo reaches --min_colorfulness {config.min_colorfulness}")
+        raise ColorFluxError(f"no photo reaches --min-colorfulness {config.min_colorfulness}")
     grays = gray_pictures(chosen)
     learning_tower = config.train == "redux+siglip"
     seen = TowerPixels(config, grays) if learning_tower else tokens(parts, grays)

@@ -1,4 +1,7 @@
-"""``python -m training.bundle``: the trained parts as one bundle, for ComfyUI and the shell."""
+"""Combine the trained parts into one bundle, for ComfyUI and the command line.
+
+python -m training.bundle --recipe training/recipes/80gb.toml
+"""
 
 from __future__ import annotations
 
@@ -10,30 +13,40 @@ import torch
 
 from colorflux_core.bundles.bundle import assemble, save_bundle
 from colorflux_core.model.settings import Settings
-from colorflux_core.photos.resize import Canvas
+from colorflux_core.options import inherit, setting
+from colorflux_core.photos.canvas import Canvas
 
-from .config import Config, parse, setting
+from .config import DATA, MODEL, Config, parse
 from .data.manifest import manifest_rows
 from .launch import run_command
+from .models.parts import PartsConfig
+
+OUTPUT = "output"
+DEFAULTS = "settings that users of the bundle get by default"
 
 
 @dataclass
 class BundleConfig(Config):
-    output: Path = setting(Path("bundle"), "folder for the bundle")
-    base: Path = setting(Path("base"), "diffusers pipeline folder that the parts come from")
-    controlnet: Path | None = setting(None, "the gray ControlNet, where it is not in --base")
-    redux: Path | None = setting(None, "Redux, where it is not the image_embedder in --base")
-    lora: Path | None = setting(None, "the Pro-DPO LoRA; none leaves fine-color adjustment out")
-    manifest: Path | None = setting(None, "the training photos, whose sources the bundle names")
-    canvas: int = setting(1024, "side in pixels of the square that it was trained on", low=16)
-    guidance: float = setting(Settings.guidance, "what a guidance-distilled FLUX is told", low=0)
-    text_tokens: int = setting(Settings.text_tokens, "zero tokens before the visual prompt", low=0)
-    detail: float = setting(
-        Settings.detail, "share of the scan's fine detail that users get by default", low=0, high=1
-    )
+    output: Path = setting(Path("bundle"), "folder for the bundle", metavar="FOLDER", group=OUTPUT)
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "float16", "type of the stored weights"
+        "float16", "precision of the stored weights", group=OUTPUT
     )
+    base: Path = inherit(PartsConfig, "base")
+    controlnet: Path | None = inherit(PartsConfig, "controlnet")
+    redux: Path | None = inherit(PartsConfig, "redux")
+    lora: Path | None = setting(
+        None, "the Pro-DPO LoRA; without one, fading is not corrected", metavar="FILE", group=MODEL
+    )
+    manifest: Path | None = setting(
+        None,
+        "manifest of the training photos, whose sources and licenses the bundle lists",
+        metavar="FILE",
+        group=DATA,
+    )
+    canvas: int = inherit(PartsConfig, "canvas", group=DEFAULTS)
+    guidance: float = inherit(Settings, "guidance", group=DEFAULTS)
+    text_tokens: int = inherit(Settings, "text_tokens", group=DEFAULTS)
+    detail: float = inherit(Settings, "detail", group=DEFAULTS)
 
 
 def main(argv: list[str]) -> None:

@@ -2,133 +2,196 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
-from transformers import HfArgumentParser
 
+from colorflux_core.cli.flags import Parser, add_settings, given
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.options import Options, setting, settings
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+# The headings of --help.
+DATA = "data"
+MODEL = "model"
+LOSS = "loss"
+OPTIMIZATION = "optimization"
+MEMORY = "memory and speed"
+OUTPUT = "checkpoints and logging"
+PLAN = "plan"
+
+EXIT_STATUS = """\
+exit status:
+  0    done
+  2    an argument, a file or the device's memory prevents it; the last line names the reason
+  130  interrupted; the same command with --resume continues from the last checkpoint
+"""
+
+DEFAULTS = "defaults"
+"""The table of a recipe that every command reads before its own."""
+
+MISSPELLED = 0.85
+"""How alike, from 0 to 1, a default of a recipe and a setting are, for it to be a typing mistake."""
+
 AnyConfig = TypeVar("AnyConfig", bound="Config")
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    low: float = -math.inf,
-    high: float = math.inf,
-    may_change: bool = False,
-) -> Any:
-    """A config field with its ``--help`` line, the range of its values [low, high], and whether a
-    run may be resumed with another value."""
-    metadata = {"help": help, "range": (low, high), "may_change": may_change}
-    return field(default=default, metadata=metadata)
-
-
 @dataclass
-class Config:
-    """Settings, each in its range. Raises ColorFluxError for a value that is not."""
-
-    def __post_init__(self) -> None:
-        for setting in fields(self):
-            low, high = setting.metadata["range"]
-            value = getattr(self, setting.name)
-            if not isinstance(value, int | float) or low <= value <= high:
-                continue
-            bounds = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"
-            raise ColorFluxError(f"--{setting.name} is {value}: it must be {bounds}")
+class Config(Options):
+    """The settings of a command in this package."""
 
 
 @dataclass
 class LoopConfig(Config):
-    """What every stage's training loop needs to know."""
+    """The settings that every stage's training loop needs."""
 
-    output: Path = setting(
-        Path("runs/stage"), "folder for checkpoints, samples and metrics", may_change=True
-    )
-    artifact: Path | None = setting(
-        None, "folder for what is trained, where it is not --output", may_change=True
-    )
     manifest: Path = setting(
-        Path("photos.csv"), "CSV with the columns file and split, such as training.prepare makes"
+        Path("photos.csv"),
+        "CSV file with the columns file and split, as written by training.prepare",
+        metavar="FILE",
+        group=DATA,
     )
     photos: Path | None = setting(
         None,
-        "folder that the manifest's file names start from, where it is not the manifest's own",
+        "folder that the manifest's file names are relative to, if not the manifest's own",
+        metavar="FOLDER",
+        group=DATA,
         may_change=True,
     )
-    cache: Path = setting(Path("runs/cache"), "folder for what is encoded once", may_change=True)
+    cache: Path = setting(
+        Path("runs/cache"),
+        "folder for encoded photos, which all runs share",
+        metavar="FOLDER",
+        group=DATA,
+        may_change=True,
+    )
+    canvas: int = setting(
+        1024,
+        "side in pixels of the square that photos are resized to",
+        low=16,
+        group=DATA,
+    )
+    views: int = setting(
+        1, "crops per photo; the first is the full photo, the others are random", low=1, group=DATA
+    )
+    view_seed: int = setting(
+        0, "random seed of the crops; runs with the same one share their cache", group=DATA
+    )
     workers: int = setting(
         2,
-        "processes that read photos, on each device; 0 reads in the trainer",
+        "processes per device that read photos; 0 reads in the main process",
         low=0,
+        group=DATA,
         may_change=True,
     )
-    canvas: int = setting(1024, "side in pixels of the square that photos are squashed to", low=16)
-    views: int = setting(1, "views kept of each photo: the whole of it, then random parts", low=1)
-    view_seed: int = setting(0, "seeds the random parts; runs that share it share their cache")
-    steps: int = setting(0, "optimizer steps; 0 takes --epochs", low=0, may_change=True)
+
+    steps: int = setting(
+        0, "optimizer steps; 0 uses --epochs", low=0, group=OPTIMIZATION, may_change=True
+    )
     epochs: float = setting(
-        1.0, "passes over the views, where --steps is 0", low=0, may_change=True
+        1.0, "passes over the crops, if --steps is 0", low=0, group=OPTIMIZATION, may_change=True
     )
-    batch_size: int = setting(64, "rows for one optimizer step, on all devices together", low=1)
-    micro_batch: int = setting(
-        0,
-        "rows for one forward on one device; 0 takes a device's share at once",
-        low=0,
-        may_change=True,
+    batch_size: int = setting(
+        64, "rows per optimizer step, over all devices", low=1, group=OPTIMIZATION
     )
     optimizer: Literal["adamw", "adamw8bit"] = setting(
-        "adamw", "adamw8bit keeps its states in 8 bits (bitsandbytes)"
+        "adamw", "adamw8bit keeps its states in 8 bits (needs bitsandbytes)", group=OPTIMIZATION
     )
-    learning_rate: float = setting(1e-5, "the optimizer's peak learning rate", low=0)
+    learning_rate: float = setting(1e-5, "peak learning rate", low=0, group=OPTIMIZATION)
     schedule: Literal["constant", "constant_with_warmup", "cosine", "linear"] = setting(
-        "constant", "learning rate after the warm-up"
+        "constant", "learning rate schedule", group=OPTIMIZATION
     )
-    warmup_steps: int = setting(0, "steps to the peak learning rate", low=0)
-    weight_decay: float = setting(0.01, "the optimizer's weight decay", low=0)
-    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", low=0)
+    warmup_steps: int = setting(
+        0, "steps to reach the peak learning rate", low=0, group=OPTIMIZATION
+    )
+    weight_decay: float = setting(0.01, "weight decay of AdamW", low=0, group=OPTIMIZATION)
+    max_grad_norm: float = setting(
+        1.0, "gradients are clipped to this norm", low=0, group=OPTIMIZATION
+    )
     max_loss_ratio: float = setting(
         100.0,
-        "stop where the loss is this many times its recent mean; 0 never",
+        "stop when the loss exceeds this multiple of its recent mean; 0 never stops",
         low=0,
+        group=OPTIMIZATION,
         may_change=True,
     )
     ema_decay: float = setting(
-        0.0, "weights are averaged with this decay; 0 keeps the last ones", low=0, high=1
+        0.0,
+        "decay of the weights' exponential moving average; 0 saves the last weights instead",
+        low=0,
+        high=1,
+        group=OPTIMIZATION,
+    )
+    seed: int = setting(0, "random seed of the row order, noise and timesteps", group=OPTIMIZATION)
+
+    micro_batch: int = setting(
+        0,
+        "per-device micro-batch; 0 disables gradient accumulation",
+        low=0,
+        group=MEMORY,
+        may_change=True,
     )
     precision: Literal["no", "bf16", "fp16"] = setting(
-        "bf16", "autocast type of the forward pass; what is trained stays in float32"
+        "bf16", "autocast type of the forward pass; trained weights stay in float32", group=MEMORY
     )
     gradient_checkpointing: bool = setting(
-        False, "compute activations a second time instead of keeping them", may_change=True
+        False, "recompute activations instead of storing them", group=MEMORY, may_change=True
     )
-    compile_blocks: bool = setting(False, "compile the transformer blocks first", may_change=True)
+    compile_blocks: bool = setting(
+        False, "compile the transformer blocks (torch.compile)", group=MEMORY, may_change=True
+    )
     shard: bool = setting(
-        False, "FSDP2: each device holds its share of what is trained", may_change=True
+        False,
+        "shard the trained weights over the devices (FSDP2)",
+        group=MEMORY,
+        may_change=True,
     )
-    seed: int = setting(0, "seeds the order and every draw")
-    checkpoint_every: int = setting(500, "steps between checkpoints", low=1, may_change=True)
-    keep_checkpoints: int = setting(2, "checkpoints that are kept", low=1, may_change=True)
+
+    output: Path = setting(
+        Path("runs/stage"),
+        "folder for checkpoints, samples and metrics",
+        metavar="FOLDER",
+        group=OUTPUT,
+        may_change=True,
+    )
+    artifact: Path | None = setting(
+        None,
+        "folder for the trained model, if not --output",
+        metavar="FOLDER",
+        group=OUTPUT,
+        may_change=True,
+    )
+    checkpoint_every: int = setting(
+        500, "steps between checkpoints", low=1, group=OUTPUT, may_change=True
+    )
+    keep_checkpoints: int = setting(
+        2, "number of checkpoints to keep", low=1, group=OUTPUT, may_change=True
+    )
     sample_every: int = setting(
-        0, "steps between sample sheets; 0 draws one at the end", low=0, may_change=True
+        0,
+        "steps between sample sheets; 0 draws one at the end",
+        low=0,
+        group=OUTPUT,
+        may_change=True,
     )
     tracker: Literal["tensorboard", "wandb", "none"] = setting(
-        "tensorboard", "where metrics go beside metrics.jsonl", may_change=True
+        "tensorboard", "where to log metrics besides metrics.jsonl", group=OUTPUT, may_change=True
     )
     resume: bool = setting(
-        False, "go on from the newest checkpoint in --output, if any", may_change=True
+        False,
+        "continue from the newest checkpoint in --output, if there is one",
+        group=OUTPUT,
+        may_change=True,
     )
 
     @property
@@ -144,13 +207,13 @@ class LoopConfig(Config):
         micro_batch = self.micro_batch or self.batch_size // devices
         if not micro_batch or self.batch_size % (micro_batch * devices):
             raise ColorFluxError(
-                f"--batch_size {self.batch_size} must be a multiple of --micro_batch"
+                f"--batch-size {self.batch_size} must be a multiple of --micro-batch"
                 + (f" on each of {devices} devices" if devices > 1 else "")
             )
         return micro_batch
 
     def steps_for(self, rows: int) -> int:
-        """``--steps``, or as many as take ``--epochs`` passes over the rows."""
+        """``--steps``, or the steps of ``--epochs`` passes over the rows."""
         return self.steps or max(1, math.ceil(self.epochs * rows / self.batch_size))
 
     @property
@@ -158,65 +221,97 @@ class LoopConfig(Config):
         return self.manifest.parent if self.photos is None else self.photos
 
 
-class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The trainer's docstring as it is written, and every setting with its default."""
-
-
-class Parser(HfArgumentParser):
-    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-        for ours in ("range", "may_change"):
-            options.pop(ours, None)
-        return super().add_argument(*names, **options)
-
-    def error(self, message: str) -> NoReturn:
-        raise ColorFluxError(f"{message} (--help explains)")
-
-
 def parse(
     config_class: type[AnyConfig], argv: list[str] | None = None, prog: str = ""
 ) -> AnyConfig:
-    """The config that ``--recipe FILE.toml`` and the flags in ``argv`` describe; flags win, and
-    each recipe over the ones before it.
+    """The config that recipes and flags describe; flags win, and later recipes over earlier ones.
 
     Raises ColorFluxError for an unknown setting, a wrong type or a value outside its range, and for
     a recipe that is missing or is not TOML.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    command = prog.split()[-1].rpartition(".")[2] if prog else ""
     parser = Parser(
-        config_class,
-        prog=f"python -m {prog}",
-        usage="%(prog)s [--recipe FILE.toml]... [--SETTING VALUE]...",
-        description=sys.modules[config_class.__module__].__doc__,
-        formatter_class=Help,
-        allow_abbrev=False,
+        prog.removeprefix("training."),
+        "[--recipe FILE.toml[:TABLE]]... [--SETTING VALUE]...",
+        sys.modules[config_class.__module__].__doc__ or "",
+        EXIT_STATUS,
+        package="training",
     )
     parser.add_argument(
         "--recipe",
-        type=Path,
-        metavar="FILE.toml",
+        metavar="FILE.toml[:TABLE]",
         action="append",
         default=[],
-        help="any of these settings, as a file; given twice, the later file wins",
+        help="read settings from a file, whose table is by default the one named like the command"
+        f" ({command}); repeatable, later files win",
     )
-    recipes = parser.parse_args(argv).recipe
-    settings = argparse.Namespace()
-    for recipe in recipes:
-        flags = recipe_flags(recipe)
+    add_settings(parser, config_class)
+    flags = parser.parse_args(argv)
+    values: dict[str, Any] = {}
+    for place in flags.recipe:
+        recipe = read_recipe(place, command)
         try:
-            parser.parse_args(flags, settings)
+            known = known_settings(recipe.defaults, config_class)
+            words = recipe_flags(known | recipe.settings)
+            values |= given(parser.parse_args(words), config_class)
         except ColorFluxError as error:
-            raise ColorFluxError(f"--recipe {recipe}: {error}") from error
-    parser.parse_args(argv, settings)
-    del settings.recipe
-    return config_class(**vars(settings))
+            raise ColorFluxError(f"--recipe {place}: {error}") from error
+    return config_class(**values | given(flags, config_class))
 
 
-def recipe_flags(recipe: Path) -> list[str]:
-    """A recipe as flags. Raises ColorFluxError for a file that cannot be read or is not TOML."""
+class Recipe(NamedTuple):
+    """A recipe's settings by name, as TOML has them; those of the table win."""
+
+    defaults: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def read_recipe(place: str, command: str) -> Recipe:
+    """The table of ``FILE.toml:TABLE``, or of ``FILE.toml`` the one named like the command.
+
+    A file without tables is a recipe of its own.
+
+    Raises ColorFluxError for a file that cannot be read or is not TOML, and for a missing table,
+    naming those that there are.
+    """
+    file, _, table = place.rpartition(":")
+    if not file.endswith(".toml"):
+        file, table = place, ""
     try:
-        settings = tomllib.loads(recipe.read_text(encoding="utf-8"))
+        content = tomllib.loads(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ColorFluxError(f"--recipe {recipe}: cannot be read: {error.strerror}") from error
+        raise ColorFluxError(f"--recipe {file}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ColorFluxError(f"--recipe {recipe}: is not TOML: {error}") from error
-    return [f"--{key}={value}" for key, value in settings.items()]
+        raise ColorFluxError(f"--recipe {file}: is not TOML: {error}") from error
+    tables = {name: value for name, value in content.items() if isinstance(value, dict)}
+    if not tables and not table:
+        return Recipe({}, content)
+    for name in content.keys() - tables.keys():
+        raise ColorFluxError(f"--recipe {file}: {name} is in no table: move it to [{DEFAULTS}]")
+    defaults = tables.pop(DEFAULTS, {})
+    wanted = table or command
+    if wanted not in tables:
+        has = ", ".join(tables) or "no table"
+        raise ColorFluxError(
+            f"--recipe {file}: has no table {wanted}: use --recipe {file}:TABLE (it has {has})"
+        )
+    return Recipe(defaults, tables[wanted])
+
+
+def known_settings(defaults: dict[str, Any], config_class: type[Config]) -> dict[str, Any]:
+    """The defaults that this command has; the others are for the file's other commands.
+
+    Raises ColorFluxError for one that looks like a misspelled setting of this command.
+    """
+    own = settings(config_class).keys()
+    known = {}
+    for name, value in defaults.items():
+        if name.replace("-", "_") in own:
+            known[name] = value
+        elif similar := get_close_matches(name, own, n=1, cutoff=MISSPELLED):
+            raise ColorFluxError(f"unrecognized setting {name}: did you mean {similar[0]}?")
+    return known
+
+
+def recipe_flags(settings: Mapping[str, Any]) -> list[str]:
+    return [f"--{name}={value}" for name, value in settings.items()]

@@ -1,16 +1,16 @@
-"""What a trainer's command does: plan or train, and end in one line when something goes wrong."""
+"""What a training command does: plan or train; errors are one line and an exit status."""
 
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import NoReturn, TypeVar
 
 import torch
 
-from colorflux_core.cli.command_line import quiet_libraries
+from colorflux_core.cli.command_line import DONE, exit_status, quiet_libraries, run_program
 from colorflux_core.errors import ColorFluxError
 
 from .models.parallel import devices
@@ -35,18 +35,23 @@ def plan_or_train(
         devices().destroy_process_group()
 
 
-def run_command(main: Callable[[list[str]], None]) -> None:
-    """Run ``main`` with the command line; user errors and interruption end in one line."""
+def run_command(main: Callable[[list[str]], None]) -> NoReturn:
+    """Run ``main`` with the command line, and exit with the status that all commands share.
+
+    Every error is one line on stderr: see :func:`colorflux_core.cli.command_line.exit_status`.
+    """
+
+    def command() -> int:
+        quiet_libraries()
+        try:
+            main(sys.argv[1:])
+        except torch.cuda.OutOfMemoryError as error:
+            reason = str(error).partition(". ")[0]
+            raise ColorFluxError(
+                f"{reason}: use a smaller --micro-batch; --plan shows what else helps"
+            ) from error
+        return DONE
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    quiet_libraries()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        main(sys.argv[1:])
-    except ColorFluxError as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except torch.cuda.OutOfMemoryError as error:
-        reason = str(error).partition(". ")[0]
-        sys.exit(f"error: {reason}: give a smaller --micro_batch; --plan says what else helps")
-    except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    prog = Path(sys.argv[0]).stem
+    run_program(lambda: exit_status(prog, command, extra="train"))

@@ -1,27 +1,26 @@
-"""Folders of photos into a manifest that all stages train from: ``python -m training.prepare``.
+"""Build a manifest from folders of photos, for all stages to train from.
 
-The paper's photos are two sets, LSDIR with the first 10,000 of FFHQ for the first two stages (7.1,
-7.2), DIV2K with Flickr2K for Pro-DPO (7.3):
+The paper uses two sets of photos: LSDIR with the first 10,000 of FFHQ for the first two stages
+(7.1, 7.2), and DIV2K with Flickr2K for Pro-DPO (7.3):
 
   python -m training.prepare LSDIR FFHQ=10000 -o data/base
   python -m training.prepare DIV2K Flickr2K -o data/fine
 
-Into the output folder go
+The output folder contains
 
   photos.csv          the manifest: every accepted photo with its split, its measurements, and yes
-                      or no for each stage; training takes it as --manifest data/base/photos.csv
+                      or no for each stage; pass it to training as --manifest data/base/photos.csv
   rejected.csv        every other file with the reason: broken, too small, the same picture as
                       another, not a photo
   contact-sheet.jpg   some photos of each stage, and of each reason to leave photos out
-  measurements.jsonl  what is known of every photo; a run that was stopped, or has other settings
-                      or more photos, measures only what is new here or has changed
+  measurements.jsonl  the measurements of every photo; a run that was stopped, or has other settings
+                      or more photos, measures only new and changed files
 
-Photos are JPEG, PNG, TIFF and WebP files, in the folders and in all that these contain.
+Photos are JPEG, PNG, TIFF and WebP files, in the folders and their subfolders.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 from collections import Counter
@@ -29,11 +28,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from colorflux_core.cli.flags import Parser, add_settings, given
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.options import setting
 from colorflux_core.photos.color import unit_range
 from colorflux_core.photos.photo import save_photo
 
-from .config import Help, Parser, setting
+from .config import EXIT_STATUS, MEMORY
 from .data.pictures import to_uint8
 from .launch import run_command
 from .photos.choose import STAGES, Accepted, Filters, Rejected, choose
@@ -48,7 +49,9 @@ Groups = dict[str, list[tuple[str, ...]]]
 
 @dataclass
 class PrepareConfig(Filters):
-    workers: int = setting(0, "processes that measure; 0 takes one per CPU core", low=0)
+    workers: int = setting(
+        0, "processes that measure photos; 0 uses one per CPU core", low=0, group=MEMORY
+    )
 
 
 def prepare(folders: Sequence[str], output: Path, config: PrepareConfig) -> None:
@@ -126,35 +129,29 @@ def sample(group: list[tuple[str, ...]], output: Path) -> list[Path]:
 def parse(argv: list[str]) -> tuple[list[str], Path, PrepareConfig]:
     """Folders, output and settings. Raises ColorFluxError for those that make no sense."""
     parser = Parser(
-        PrepareConfig,
-        prog="python -m training.prepare",
-        usage="%(prog)s FOLDER[=COUNT]... -o OUTPUT [--SETTING VALUE]...",
-        description=__doc__,
-        formatter_class=Help,
-        allow_abbrev=False,
+        "prepare",
+        "FOLDER[=COUNT]... -o OUTPUT [--SETTING VALUE]...",
+        __doc__,
+        EXIT_STATUS,
+        package="training",
     )
     parser.add_argument(
         "folders",
         nargs="+",
         metavar="FOLDER[=COUNT]",
-        help="photos, of which the first COUNT by name are taken",
+        help="folder of photos; with =COUNT, only the first COUNT by name",
     )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         required=True,
-        default=argparse.SUPPRESS,
-        help="folder for the manifest; one inside FOLDER, or FOLDER itself, will do",
+        metavar="OUTPUT",
+        help="folder for the manifest; it may be FOLDER itself or inside it",
     )
-    given = vars(parser.parse_args(argv))
-    folders, output = given.pop("folders"), given.pop("output")
-    config = PrepareConfig(**given)
-    for name in ("saturation", "value"):
-        low, high = given[f"min_{name}"], given[f"max_{name}"]
-        if low > high:
-            raise ColorFluxError(f"--min_{name} {low} is above --max_{name} {high}")
-    return folders, output, config
+    add_settings(parser, PrepareConfig)
+    args = parser.parse_args(argv)
+    return args.folders, args.output, PrepareConfig(**given(args, PrepareConfig))
 
 
 def main(argv: list[str]) -> None:

@@ -1,19 +1,24 @@
-"""``python -m training.pretrain vision|vae|flux``: nano's stand-ins for published weights.
+"""Pretrain nano's stand-ins for published weights: a vision tower, a VAE, and FLUX with Redux.
 
-FLUX.1-dev, its VAE, SigLIP and FLUX.1-Redux-dev come ready-made to whoever trains the big model and
-start at ``training.structure``. Nano has to make its own, one after the other, into one folder.
+Training at full size uses the published FLUX.1-dev, VAE, SigLIP and FLUX.1-Redux-dev, and starts with
+training.structure. Nano needs its own, made one after the other in one folder:
+
+  python -m training.pretrain vision --recipe training/recipes/nano.toml --photos PHOTOS
+  python -m training.pretrain vae --recipe training/recipes/nano.toml --photos PHOTOS
+  python -m training.pretrain flux --recipe training/recipes/nano.toml --photos PHOTOS
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
+from colorflux_core.errors import ColorFluxError
 from colorflux_core.loading import load
 from colorflux_core.model.visual_prompt import preprocess
+from colorflux_core.options import setting
 from colorflux_core.photos.color import unit_range
 
-from .config import LoopConfig, parse, setting
+from .config import MODEL, LoopConfig, parse
 from .data.pictures import training_pictures
 from .data.rows import Pixels
 from .launch import plan_or_train, run_command
@@ -26,7 +31,7 @@ from .run.loop import train
 @dataclass
 class VisionConfig(LoopConfig):
     image_size: int = setting(
-        256, "side in pixels that the vision tower sees; 32 for each token", low=32
+        256, "input side in pixels of the vision tower; 32 per token", low=32, group=MODEL
     )
 
 
@@ -51,8 +56,10 @@ def main(argv: list[str]) -> None:
         train(vae_training(config), config)
     elif part == "flux":
         plan_or_train(parse(FluxConfig, flags, prog), FluxStage, flux_training)
+    elif part in ("-h", "--help"):
+        print(f"{__doc__}\nEach of vision, vae and flux has its own --help.")
     else:
-        sys.exit(f"{__doc__}\nSay which part: vision, vae or flux; each has its own --help.")
+        raise ColorFluxError("name the part to pretrain first: vision, vae or flux")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""Stage 3, fine-color adjustment (paper 4.2, 7.3): ``python -m training.pro_dpo``.
+"""Stage 3, fine-color adjustment (paper 4.2, 7.3).
 
-Progressive Diffusion-DPO (Eq. 4) on pairs of a photo (winner) and its faded self (loser), both
-under the condition of the gray faded photo. Run it twice: stage A with strong fading, then stage B
-with mild fading, starting from A's LoRA. The defaults are the paper's stage A; stage B is
+  python -m training.pro_dpo --recipe training/recipes/80gb.toml:pro_dpo_a
+  python -m training.pro_dpo --recipe training/recipes/80gb.toml:pro_dpo_b
 
-  --initial_lora FOLDER_OF_A/pro_dpo.safetensors --fading_low 0.75 --fading_high 0.95
-  --learning_rate 1e-5 --output FOLDER_OF_B
+Progressive Diffusion-DPO (Eq. 4) on pairs of a photo (winner) and a faded copy of it (loser), both
+conditioned on the gray faded photo. Run it twice: stage A with strong fading, then stage B with mild
+fading, starting from A's LoRA. The defaults are the paper's stage A; stage B is
+
+  --initial-lora FOLDER_OF_A/pro_dpo.safetensors --fading-low 0.75 --fading-high 0.95
+  --learning-rate 1e-5 --output FOLDER_OF_B
 """
 
 from __future__ import annotations
@@ -27,9 +30,11 @@ from colorflux_core.model.flow import (
 from colorflux_core.model.lora import add_lora, reference_policy, save_lora
 from colorflux_core.model.velocity import control_residuals, predict_velocity
 from colorflux_core.model.visual_prompt import prompt_from_tokens
+from colorflux_core.options import inherit, setting
 from colorflux_core.photos.color import Fading, sample_fading, unit_range
 
-from .config import parse, setting
+from .config import DATA, LOSS, MODEL, parse
+from .data.limits import PhotoLimits
 from .data.order import SampleIndex
 from .data.pictures import (
     Picture,
@@ -49,45 +54,45 @@ from .stage import Columns, Loss, Sheet, Training
 
 
 @dataclass
-class ProDpoConfig(PartsConfig):
-    epochs: float = setting(
-        2.0, "passes over the pairs, where --steps is 0", low=0, may_change=True
+class ProDpoConfig(PartsConfig, PhotoLimits):
+    epochs: float = inherit(PartsConfig, "epochs", 2.0)
+    batch_size: int = inherit(PartsConfig, "batch_size", 32)
+    learning_rate: float = inherit(
+        PartsConfig, "learning_rate", 4e-5, help="peak learning rate; 1e-5 in stage B"
     )
-    batch_size: int = setting(32, "pairs for one optimizer step", low=1)
-    learning_rate: float = setting(4e-5, "AdamW's peak learning rate; 1e-5 in stage B", low=0)
     loss: Literal["dpo", "sft"] = setting(
-        "dpo", "Eq. 4, or plain fine-tuning on the winners (Table 4)"
+        "dpo", "Eq. 4, or plain fine-tuning on the winners (Table 4)", group=LOSS
     )
-    fading_low: float = setting(0.5, "strongest fading factor; 0.75 in stage B", low=0)
-    fading_high: float = setting(0.8, "mildest fading factor; 0.95 in stage B", low=0)
-    overexposure: bool = setting(False, "let brightness go above 1 as well")
+    beta: float = setting(
+        1000.0, "beta of Eq. 4, for errors that are means over dimensions", low=0, group=LOSS
+    )
+    beta_schedule: Literal["constant", "time"] = setting(
+        "constant", "constant beta, or beta (1 - t)^2", group=LOSS
+    )
+    fading_low: float = setting(
+        0.5, "smallest fading factor, the strongest fading; 0.75 in stage B", low=0, group=DATA
+    )
+    fading_high: float = setting(
+        0.8, "largest fading factor, the mildest fading; 0.95 in stage B", low=0, group=DATA
+    )
+    overexposure: bool = setting(False, "allow losers that are too bright as well", group=DATA)
     pairs: int = setting(
         0,
-        "losers of each photo, faded once and kept; 0 fades anew in every step, for which the VAE"
-        " and the vision tower stay loaded",
+        "losers per photo, faded once and cached; 0 fades again in every step, which keeps the VAE"
+        " and SigLIP in memory",
         low=0,
+        group=DATA,
     )
-    rank: int = setting(32, "rank of the LoRA", low=1)
-    initial_lora: Path | None = setting(None, "stage A's LoRA, for stage B to go on from")
-    beta: float = setting(1000.0, "Eq. 4's beta, for errors that are means over dimensions", low=0)
-    beta_schedule: Literal["constant", "time"] = setting(
-        "constant", "constant beta, or beta (1 - t)^2"
+    rank: int = setting(32, "rank of the LoRA", low=1, group=MODEL)
+    initial_lora: Path | None = setting(
+        None, "LoRA to start from: stage A's, for stage B", metavar="FILE", group=MODEL
     )
-    min_colorfulness: float = setting(15.0, "photos below this colorfulness are left out", low=0)
-    min_saturation: float = setting(
-        0.3, "photos below this mean HSV saturation are left out", low=0, high=1
-    )
-    max_saturation: float = setting(
-        0.7, "photos above this mean HSV saturation are left out", low=0, high=1
-    )
-    min_value: float = setting(0.4, "photos below this mean HSV value are left out", low=0, high=1)
-    max_value: float = setting(0.8, "photos above this mean HSV value are left out", low=0, high=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.fading_low > self.fading_high:
             raise ColorFluxError(
-                f"--fading_low {self.fading_low} is above --fading_high {self.fading_high}"
+                f"--fading-low {self.fading_low} is above --fading-high {self.fading_high}"
             )
 
 
@@ -266,7 +271,7 @@ def pro_dpo_training(config: ProDpoConfig) -> Training:
     fit = well_exposed(statistics(config, candidates), config)
     winners = [p for p, fits in zip(candidates, fit.tolist(), strict=True) if fits]
     if not winners:
-        raise ColorFluxError("no photo is within --min/max_saturation and --min/max_value")
+        raise ColorFluxError("no photo is within --min/max-saturation and --min/max-value")
     rows = preference_rows(winners, config, parts)
     samples = sample_pictures(config, "pro_dpo")
     return Training(ProDpoStage(config, parts), rows, samples)

@@ -1,7 +1,9 @@
-"""Stage 1, structure consistency training (paper 4.1.1, 7.1): ``python -m training.structure``.
+"""Stage 1, structure consistency training (paper 4.1.1, 7.1).
+
+  python -m training.structure --recipe training/recipes/80gb.toml
 
 Only the gray ControlNet is trained, with L_FM. The visual prompt comes from the *color* photo and
-tells the model the colors, so that only structure is left to learn. The defaults are the paper's.
+already contains the colors, so that only structure is left to learn. The defaults are the paper's.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ import torch
 
 from colorflux_core.model.control import control_from_transformer
 from colorflux_core.model.visual_prompt import prompt_from_tokens
+from colorflux_core.options import inherit, setting
 from colorflux_core.photos.color import unit_range
 
-from .config import parse, setting
+from .config import MODEL, parse
 from .data.pictures import (
     Picture,
     gray_pictures,
@@ -34,13 +37,15 @@ from .stage import Columns, Loss, Sheet, Training
 
 @dataclass
 class StructureConfig(PartsConfig):
-    epochs: float = setting(
-        5.0, "passes over the views, where --steps is 0", low=0, may_change=True
+    epochs: float = inherit(PartsConfig, "epochs", 5.0)
+    double_blocks: int = setting(
+        4, "double blocks of the ControlNet, copied from the transformer", low=0, group=MODEL
     )
-    double_blocks: int = setting(4, "the transformer's first double blocks to copy", low=0)
-    single_blocks: int = setting(10, "the transformer's first single blocks to copy", low=0)
+    single_blocks: int = setting(
+        10, "single blocks of the ControlNet, copied from the transformer", low=0, group=MODEL
+    )
     initial_controlnet: Path | None = setting(
-        None, "a ControlNet to go on from, instead of copied blocks"
+        None, "ControlNet to start from, instead of copied blocks", group=MODEL
     )
 
 

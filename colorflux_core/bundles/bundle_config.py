@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ColorFluxError
 from ..model.settings import Settings
-from ..photos.resize import Canvas
+from ..photos.canvas import Canvas
 
 EMBEDDED_NANO = Path(__file__).resolve().parents[2] / "models" / "nano"
 FORMAT_VERSION = 1

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import ColorFluxError
+from ..photos.canvas import Canvas
 from ..photos.color import Tone, tone
 from ..photos.photo import (
     MAX_MEGAPIXELS,
@@ -24,7 +25,6 @@ from ..photos.photo import (
     load_photo,
     save_photo,
 )
-from ..photos.resize import Canvas
 
 Report = Callable[[str, int, int], None]
 """Told of what ("step", "tile") so many are done, and how many there are in all."""

@@ -1,9 +1,10 @@
-"""What the commands have in common: photos and folders of photos in, the same out."""
+"""Shared by the commands: exit status, errors, devices, and the flags of runs over photos."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import time
 import warnings
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import ColorFluxError
+from .flags import Parser
 
-# What needs torch is imported when the arguments are sound, so that help and mistakes take no time.
+# torch is imported once the arguments are valid, so that --help and mistakes take no time.
 if TYPE_CHECKING:
     import torch
 
@@ -28,48 +30,12 @@ exit status:
   0    all done
   1    some photos failed, each named with the reason; the others are done
   2    nothing was done: an argument, the model or the output cannot be used
-  130  interrupted; finished photos are whole, and the same command goes on from there
+  130  interrupted; finished photos are complete, and the same command continues from there
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """For ``python -m colorflux_core.<prog> <usage>``; a mistake is one line."""
-
-    def __init__(self, prog: str, usage: str, description: str, epilog: str) -> None:
-        super().__init__(
-            prog=prog,
-            usage=f"python -m colorflux_core.{prog} {usage}",
-            description=description,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(REFUSED, f"{self.prog}: error: {message} (--help explains)\n")
-
-
-def at_least(smallest: int) -> Callable[[str], int]:
-    """An argument's type: a whole number."""
-
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < smallest:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number from {smallest} on")
-        return int(text)
-
-    return number
-
-
-def name_and_place(text: str) -> tuple[str, str]:
-    """An argument's type: ``NAME=PLACE``."""
-    name, _, place = text.partition("=")
-    if not name.strip() or not place:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PLACE")
-    return name.strip(), place
-
-
 def photo_parser(prog: str, description: str, examples: str) -> Parser:
-    """With the arguments that :func:`work_through` reads."""
+    """A parser with the arguments that :func:`work_through` reads."""
     usage = "PHOTO_OR_FOLDER... -o FILE_OR_FOLDER [options]"
     p = Parser(prog, usage, description, f"{examples}\n{EXIT_STATUS}")
     p.add_argument(
@@ -77,7 +43,7 @@ def photo_parser(prog: str, description: str, examples: str) -> Parser:
         nargs="+",
         type=Path,
         metavar="PHOTO_OR_FOLDER",
-        help="JPEG, PNG, TIFF or WebP of 1, 8 or 16 bits; folders with their subfolders",
+        help="JPEG, PNG, TIFF or WebP files of 1, 8 or 16 bits; folders include subfolders",
     )
     files = p.add_argument_group("files")
     files.add_argument(
@@ -86,39 +52,40 @@ def photo_parser(prog: str, description: str, examples: str) -> Parser:
         required=True,
         type=Path,
         metavar="FILE_OR_FOLDER",
-        help="where the result goes: a folder, or a file for a single photo",
+        help="where to write the results: a folder, or a file for a single photo",
     )
     files.add_argument(
         "--format",
         choices=FORMATS,
-        help="of the results in a folder; default: each photo's own",
+        help="file format of the results in a folder (default: each photo's own)",
     )
+    files.add_argument("--overwrite", action="store_true", help="overwrite existing results")
     files.add_argument(
-        "--overwrite", action="store_true", help="make results anew that are there already"
-    )
-    files.add_argument(
-        "--dry-run", action="store_true", help="only list what would be done; loads no model"
+        "--dry-run", action="store_true", help="list what would be done, without loading a model"
     )
     files.add_argument(
         "--max-megapixels",
         type=float,
         metavar="N",
-        help="refuse photos of more pixels than this; raise it for very large scans",
+        help="reject photos with more megapixels than this; raise it for very large scans",
     )
-    files.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    files.add_argument("--quiet", action="store_true", help="print only errors")
     return p
 
 
 def add_device(group: argparse._ArgumentGroup, on_gpu: str) -> None:
     """--device and --dtype, which :func:`device_and_dtype` reads."""
     group.add_argument(
-        "--device", default="auto", help="auto (the default): cuda or mps if there is one, else cpu"
+        "--device",
+        default="auto",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1 or mps (default: auto, which is cuda or mps if available, else cpu)",
     )
     group.add_argument(
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help=f"auto (the default): float32 on the cpu, else {on_gpu}",
+        help=f"precision of the weights (default: auto, which is float32 on the CPU, else {on_gpu})",
     )
 
 
@@ -141,9 +108,15 @@ def device_and_dtype(args: argparse.Namespace, on_gpu: str) -> tuple[torch.devic
 
 
 def exit_status(prog: str, command: Callable[[], int], extra: str = "headless") -> int:
-    """Run a command; whatever goes wrong is one line on stderr and the fitting status.
+    """Run a command and return its exit status; every error is one line on stderr.
 
-    ``extra`` of pyproject.toml brings what may not be installed.
+    Args:
+        prog: Begins the error's line.
+        command: Parses the arguments and does the work; returns DONE or SOME_FAILED.
+        extra: The extra of pyproject.toml that installs what a missing module belongs to.
+
+    Raises:
+        SystemExit: for ``--help``.
     """
     try:
         with warnings.catch_warnings():
@@ -155,9 +128,15 @@ def exit_status(prog: str, command: Callable[[], int], extra: str = "headless") 
     except ModuleNotFoundError as error:
         tell_error(prog, f"{error.name} is not installed: pip install --editable '.[{extra}]'")
         return REFUSED
-    except KeyboardInterrupt:
-        tell(f"{prog}: interrupted; the same command goes on from here.")
+    except KeyboardInterrupt as stop:
+        tell(f"{prog}: {stop or 'interrupted; the same command continues from here'}")
         return INTERRUPTED
+
+
+def run_program(main: Callable[[], int]) -> NoReturn:
+    """What ``python -m`` does: SIGTERM stops ``main`` as Ctrl+C does; exit with its status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())
 
 
 def work_through(prog: str, args: argparse.Namespace, load: Callable[[float], Task]) -> int:
@@ -178,7 +157,7 @@ def work_through(prog: str, args: argparse.Namespace, load: Callable[[float], Ta
     todo = [job for job in jobs if args.overwrite or not job.is_done]
     skipped = len(jobs) - len(todo)
     if skipped and not args.quiet:
-        tell(f"{skipped} of {len(jobs)} already there (--overwrite makes them anew)")
+        tell(f"{skipped} of {len(jobs)} already there (--overwrite replaces them)")
     if args.dry_run:
         for job in todo:
             print(f"{job.source} -> {job.target}")
@@ -200,8 +179,8 @@ def work_through(prog: str, args: argparse.Namespace, load: Callable[[float], Ta
 
 
 def quiet_libraries() -> None:
-    """What the libraries remark on each other is nothing to the user of a command."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it where it is there.
+    """Silence library warnings that users cannot act on."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it if it is installed.
     import diffusers
     import transformers
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..cli.command_line import DONE, REFUSED, exit_status, tell
+from ..cli.command_line import DONE, REFUSED, exit_status, run_program, tell
 
 PROG = "evaluation"
 
 HELP = """\
 usage: python -m colorflux_core.evaluation {sets,run,study} ...
 
-Does it colorize well? Three commands, each with its own --help:
+Measure how well photos are colorized. Three commands, each with its own --help:
 
-  sets    photos in, benchmark sets out: gray, faded and then gray, and real old photos
-  run     methods compared on those sets: metrics, judges, and a report to read in a browser
-  study   people choose between methods, pair by pair, on a page of this machine
+  sets    build benchmark sets from photos: gray, faded and then gray, and real old photos
+  run     compare methods on those sets: metrics, judges, and a report to read in a browser
+  study   let people choose between methods, pair by pair, on a page that this machine serves
 
 From your photos to a report on the bundled model:
 
@@ -32,25 +31,24 @@ COMMANDS = {"sets": ".sets_command", "run": ".run_command", "study": ".study.com
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
-
-    Raises SystemExit where argparse does: for --help and for arguments that cannot be parsed.
-    """
+    """Run the command line; returns the exit status. Raises SystemExit for ``--help``."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return DONE if arguments else REFUSED
     name = arguments[0]
     if name not in COMMANDS:
-        tell(f"{PROG}: error: there is no command {name!r}: take sets, run or study")
+        tell(f"{PROG}: error: there is no command {name!r}: use sets, run or study")
         return REFUSED
     # The commands need different libraries: each imports its own.
     command = import_module(COMMANDS[name], __package__)
-    args = command.parse(arguments[1:])
     with logging_redirect_tqdm():  # A warning gets a line of its own, above the progress bar.
-        return exit_status(f"{PROG} {name}", lambda: command.run(args), extra="evaluation")
+        return exit_status(
+            f"{PROG} {name}",
+            lambda: command.run(command.parse(arguments[1:])),
+            extra="evaluation",
+        )
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main())
+    run_program(main)

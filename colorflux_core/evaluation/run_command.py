@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cli.command_line import DONE, SOME_FAILED, Parser, add_device, at_least, name_and_place, tell
+from ..cli.command_line import DONE, SOME_FAILED, add_device, tell
+from ..cli.flags import Parser, name_and_place, whole_number
 from ..errors import ColorFluxError
 from .judges.options import add_judges, chosen_judges
 from .run_inputs import (
@@ -30,39 +31,39 @@ if TYPE_CHECKING:
 PROG = "evaluation run"
 
 DESCRIPTION = """\
-Compare methods on benchmark sets, by metrics that need no download and by judges that you have,
+Compare methods on benchmark sets, with metrics that need no download and with judges that you have,
 and write a report: report.html to look at, report.md, and CSV files with every score.
 
-A method is a bundle, which colorizes the sets first, or a folder of results that any program has
-made, with a folder for each set in it. Results are matched to the sets' images by file name.
+A method is a bundle, which colorizes the sets first, or a folder of another program's results with
+one subfolder per set. Results are matched to the sets' images by file name.
 
-Everything is remembered in the report's folder: run it again to go on, or with one method more.
+Everything is kept in the report's folder: run it again to continue, or to add a method.
 """
 
 EXAMPLES = """\
 examples:
-  a model of yours, the bundled one and another program's results:
+  your own model, the embedded one and another program's results:
     python -m colorflux_core.evaluation run bench -o report \\
       --method ColorFLUX=bundle:my-bundle --method nano=bundle:nano --method DDColor=results/ddcolor
   the gray images themselves, for comparison:
     ... --method Gray=bench
-  with the paper's Qwen-score, from a server of your own (vLLM and others) or from a folder:
+  with the paper's Qwen-score, from your own server (vLLM and others) or from a folder:
     ... --judge qwen-score=Qwen/Qwen2.5-VL-72B-Instruct@http://127.0.0.1:8000/v1
     ... --judge qwen-score=Qwen2.5-VL-7B-Instruct
 
 exit status:
   0    all done
-  1    the report is written; some results are missing, or have no verdict of a judge, each named
-  2    nothing was reported: something that was named cannot be used
-  130  interrupted; the same command goes on from there
+  1    the report is written; some results or verdicts are missing, each named
+  2    no report was written: an argument cannot be used
+  130  interrupted; the same command continues from there
 """
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     p = Parser(PROG, "BENCH -o REPORT --method NAME=PLACE... [options]", DESCRIPTION, EXAMPLES)
-    p.add_argument("bench", type=Path, metavar="BENCH", help="what evaluation sets built")
+    p.add_argument("bench", type=Path, metavar="BENCH", help="folder written by evaluation sets")
     p.add_argument(
-        "-o", "--output", required=True, type=Path, metavar="REPORT", help="the report's folder"
+        "-o", "--output", required=True, type=Path, metavar="REPORT", help="folder for the report"
     )
     p.add_argument(
         "--method",
@@ -70,43 +71,50 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         action="append",
         type=name_and_place,
         metavar="NAME=PLACE",
-        help="a name in the report, and a folder of results, bundle:FOLDER or bundle:nano",
+        help="name in the report = folder of results, bundle:FOLDER or bundle:nano; repeatable",
     )
     p.add_argument(
         "--set",
         action="append",
         metavar="NAME",
-        help="take only this benchmark set; may be repeated; default: all",
+        help="use only this benchmark set; repeatable (default: all)",
     )
     p.add_argument(
         "--reference",
         metavar="NAME",
-        help="the method that the others are compared with; default: the first",
+        help="method to compare the others with (default: the first)",
     )
     p.add_argument(
         "--shown",
-        type=at_least(0),
+        type=whole_number(0),
         default=12,
         metavar="N",
-        help="pictures of each set (%(default)s)",
+        help="pictures to show of each set (default: %(default)s)",
     )
     p.add_argument(
-        "--seed", type=at_least(0), default=0, metavar="N", help="of the intervals (%(default)s)"
+        "--seed",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="random seed of the intervals (default: %(default)s)",
     )
-    add_device(p.add_argument_group("bundles, features and local judges"), ON_GPU)
+    add_device(p.add_argument_group("device for bundles, features and local judges"), ON_GPU)
 
     metrics = p.add_argument_group("metrics")
     metrics.add_argument(
-        "--frames", action="store_true", help="numbered images are frames: measure flicker"
+        "--frames", action="store_true", help="treat numbered images as frames and measure flicker"
     )
     metrics.add_argument(
         "--features",
         type=Path,
         metavar="FOLDER",
-        help="distances in the features of your CLIP, SigLIP or DINOv2, a folder of transformers",
+        help="measure distances in the features of a CLIP, SigLIP or DINOv2 (transformers folder)",
     )
     metrics.add_argument(
-        "--lpips", type=Path, metavar="FILE", help="LPIPS by your weights, a safetensors file"
+        "--lpips",
+        type=Path,
+        metavar="FILE",
+        help="measure LPIPS with these weights (safetensors file)",
     )
     metrics.add_argument(
         "--scores",
@@ -114,22 +122,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=[],
         type=Path,
         metavar="FILE",
-        help="more scores of these methods, in the form of a report's scores.csv; what is measured"
-        " here is left out",
+        help="add scores from a file like a report's scores.csv; metrics that are measured here"
+        " are ignored",
     )
     metrics.add_argument(
         "--lower",
         nargs="+",
         default=[],
         metavar="METRIC",
-        help="metrics of --scores of which less is better",
+        help="metrics of --scores for which lower is better",
     )
     metrics.add_argument(
         "--workers",
-        type=at_least(0),
+        type=whole_number(0),
         default=os.cpu_count() or 1,
         metavar="N",
-        help="processes that measure (%(default)s); 0 measures in this one",
+        help="worker processes for measuring; 0 measures in the main process (default: %(default)s)",
     )
     add_judges(p)
     args = p.parse_args(argv)
@@ -137,9 +145,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         p.error("two methods have the same name")
     folders = [method(args, *named).folder for named in args.method if named[1].startswith(BUNDLE)]
     if len({*folders}) < len(folders):
-        p.error("two bundles' names differ in signs only: their results need a folder each")
+        p.error(
+            "two bundles' names differ only in punctuation: their results need separate folders"
+        )
     if len({name for name, _ in args.judge}) < len(args.judge):
-        p.error("a judge is named twice: take a report's folder for each")
+        p.error("a judge is named twice: write a separate report for each")
     args.words = shlex.join(["evaluation", "run", *argv])
     return args
 

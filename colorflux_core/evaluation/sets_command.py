@@ -8,7 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..cli.batch import find_photos
-from ..cli.command_line import DONE, SOME_FAILED, Parser, at_least, tell
+from ..cli.command_line import DONE, SOME_FAILED, tell
+from ..cli.flags import Parser, whole_number
 from ..errors import ColorFluxError
 from .benchmark.build import Recipe, build_sets
 from .benchmark.sets import MANIFEST, read_sets
@@ -20,23 +21,22 @@ Build the paper's three benchmark sets (5.1), the same in every build:
 
   synthesized   color photos in grayscale
   augmented     color photos that are faded first, then in grayscale
-  real          old photos as they are, of --old
+  real          old photos (--old) as they are
 
-sets.csv in the folder names every image's source, its seed and its fading. Folders are read with
-their subfolders. Photos that cannot be read, or should have color and are gray, are left out and
-named.
+sets.csv in the output folder records every image's source, seed and fading. Folders include
+subfolders. Photos that cannot be read, and gray ones among the color photos, are skipped and named.
 """
 
 EXAMPLES = """\
 examples:
-  the paper's, from DIV2K's validation set and a folder of old photos:
+  the paper's sets, from DIV2K's validation set and a folder of old photos:
     python -m colorflux_core.evaluation sets DIV2K_valid_HR --old RealOldPhotos -o bench
-  a quick one, photos at most 512 pixels long:
+  a quick benchmark, with photos of at most 512 pixels:
     python -m colorflux_core.evaluation sets kodak -o bench --max-side 512
 
 exit status:
   0  all done
-  1  the sets are built; some photos were left out
+  1  the sets are built; some photos were skipped
   2  nothing was built
 """
 
@@ -50,41 +50,45 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=Path,
         default=[],
         metavar="PHOTO_OR_FOLDER",
-        help="old photos, for the set real",
+        help="old photos for the set real",
     )
     p.add_argument(
-        "-o", "--output", required=True, type=Path, metavar="FOLDER", help="for the sets"
+        "-o", "--output", required=True, type=Path, metavar="FOLDER", help="folder for the sets"
     )
     p.add_argument(
-        "--seed", type=at_least(0), default=Recipe.seed, help="of the fadings (%(default)s)"
+        "--seed",
+        type=whole_number(0),
+        default=Recipe.seed,
+        metavar="N",
+        help="random seed of the fading (default: %(default)s)",
     )
     p.add_argument(
         "--fading-low",
         type=float,
         default=Recipe.fading_low,
         metavar="X",
-        help="the strongest fading of brightness, contrast and saturation (%(default)s)",
+        help="smallest factor on brightness, contrast and saturation (default: %(default)s)",
     )
     p.add_argument(
         "--fading-high",
         type=float,
         default=Recipe.fading_high,
         metavar="X",
-        help="the mildest fading (%(default)s)",
+        help="largest such factor (default: %(default)s)",
     )
     p.add_argument(
         "--max-side",
-        type=at_least(0),
+        type=whole_number(0),
         default=Recipe.max_side,
         metavar="N",
-        help="shrink photos whose long side has more pixels; default: leave them",
+        help="shrink photos whose long side has more pixels; 0 keeps their size (default: %(default)s)",
     )
     p.add_argument(
         "--square",
-        type=at_least(0),
+        type=whole_number(0),
         default=Recipe.square,
         metavar="N",
-        help="squash photos to N x N instead",
+        help="resize photos to N x N instead; 0 does not (default: %(default)s)",
     )
     args = p.parse_args(argv)
     if not args.photos and not args.old:

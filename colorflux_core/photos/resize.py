@@ -10,8 +10,6 @@ as in the fast guided filter (He and Sun 2015).
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,13 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ColorFluxError
+from .canvas import Size
 from .color import luminance, rgb_to_ycbcr, unit_range, ycbcr_to_rgb
-
-Size = tuple[int, int]
-"""(height, width) in pixels."""
-
-MULTIPLE = 16
-"""FLUX packs 2x2 patches of a latent at 1/8 size."""
 
 RESOLVED_RADIUS = 4
 """Canvas pixels: what a box of this radius smooths away is detail, taken from the original."""
@@ -40,54 +33,6 @@ or about its color, and a whole photo about its change of contrast."""
 
 STRIP_PIXELS = 2**20
 """Full-size pixels that are worked on at a time."""
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """The size at which the model works.
-
-    ``mode`` is ``"square"`` (the paper: any photo becomes ``pixels`` x ``pixels``), ``"aspect"``
-    (the photo's proportions at about as many pixels) or a size such as ``"768x1024"``, width
-    first. All sides are multiples of 16.
-
-    Raises:
-        ColorFluxError: for any other mode, or a side that is not a positive multiple of 16.
-    """
-
-    mode: str = "square"
-    pixels: int = 1024
-
-    def __post_init__(self) -> None:
-        explicit = self._explicit_size()
-        if self.mode not in ("square", "aspect") and explicit is None:
-            raise ColorFluxError(
-                f"The canvas must be square, aspect or WIDTHxHEIGHT, not {self.mode!r}: set canvas."
-            )
-        for side in explicit or (self.pixels,):
-            if side < MULTIPLE or side % MULTIPLE:
-                raise ColorFluxError(
-                    f"The canvas has a side of {side} pixels: set canvas to multiples of "
-                    f"{MULTIPLE}, such as {max(1, round(side / MULTIPLE)) * MULTIPLE}."
-                )
-
-    def _explicit_size(self) -> Size | None:
-        match = re.fullmatch(r"(\d+)x(\d+)", self.mode)
-        return (int(match[2]), int(match[1])) if match else None
-
-    def resizing(self, original: Size) -> Resizing:
-        """How a photo of this size gets to the canvas and back."""
-        explicit = self._explicit_size()
-        if explicit:
-            return Resizing(original, explicit)
-        if self.mode == "square":
-            return Resizing(original, (self.pixels, self.pixels))
-        proportion = math.sqrt(original[0] / original[1])
-        sides = self.pixels * proportion, self.pixels / proportion
-        return Resizing(original, (self._aspect_side(sides[0]), self._aspect_side(sides[1])))
-
-    def _aspect_side(self, side: float) -> int:
-        longest = self.pixels**2 // MULTIPLE  # opposite the shortest side there is
-        return min(max(round(side / MULTIPLE) * MULTIPLE, MULTIPLE), longest)
 
 
 @dataclass(frozen=True)

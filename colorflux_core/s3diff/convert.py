@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from ..bundles.weights import explained, require_finite, require_same_layout
-from ..cli.command_line import DONE, Parser, exit_status
+from ..cli.command_line import DONE, exit_status, run_program
+from ..cli.flags import Parser
 from ..errors import ColorFluxError
 from .checkpoint import SUFFIX, ranks, save_s3diff
 from .model import S3Diff
@@ -121,11 +122,7 @@ def _named(prefix: str, state: Mapping[str, Any], adapter: str = ".") -> dict[st
     return {prefix + key.replace(adapter, "."): value.detach() for key, value in state.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
-
-    Raises SystemExit where argparse does: for --help and for arguments that cannot be parsed.
-    """
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p = Parser(
         PROG,
         "S3DIFF.pkl DE_NET.pth [-o S3DIFF.safetensors]",
@@ -135,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     p.add_argument("s3diff", type=Path, metavar="S3DIFF.pkl", help="as its authors published it")
     p.add_argument(
-        "de_net", type=Path, metavar="DE_NET.pth", help="in assets/mm-realsr of their code"
+        "de_net", type=Path, metavar="DE_NET.pth", help="from assets/mm-realsr of their code"
     )
     p.add_argument(
         "-o",
@@ -143,11 +140,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         default=Path("s3diff.safetensors"),
         metavar="S3DIFF.safetensors",
-        help="the file to write (%(default)s)",
+        help="the file to write (default: %(default)s)",
     )
-    args = p.parse_args(argv)
+    return p.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status. Raises SystemExit for ``--help``."""
 
     def command() -> int:
+        args = parse(argv)
         count = convert(args.s3diff, args.de_net, args.output)
         print(f"{args.output}: {count} tensors, {LICENCE}")
         return DONE
@@ -156,4 +158,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

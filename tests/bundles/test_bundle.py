@@ -22,7 +22,7 @@ from colorflux_core.model.colorization import colorize
 from colorflux_core.model.lora import add_lora
 from colorflux_core.model.pipeline import ColorFluxPipeline
 from colorflux_core.model.settings import Settings
-from colorflux_core.photos.resize import Canvas
+from colorflux_core.photos.canvas import Canvas
 from tests.nano_models import SIGLIP, tiny_controlnet, tiny_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -27,8 +27,8 @@ from colorflux_core.colorize import main, parser, with_flags
 from colorflux_core.model.colorization import colorize
 from colorflux_core.model.lora import add_lora
 from colorflux_core.model.settings import Settings
+from colorflux_core.photos.canvas import Canvas
 from colorflux_core.photos.photo import PHOTO_SUFFIXES, load_photo
-from colorflux_core.photos.resize import Canvas
 from colorflux_core.s3diff.checkpoint import load_s3diff
 from colorflux_core.s3diff.options import Restoration
 from colorflux_core.s3diff.restorer import restore

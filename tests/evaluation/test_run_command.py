@@ -17,8 +17,8 @@ from colorflux_core.evaluation.benchmark.sets import to_uint8
 from colorflux_core.evaluation.scores import Score, read_scores, write_scores
 from colorflux_core.model.colorization import colorize
 from colorflux_core.model.settings import Settings
+from colorflux_core.photos.canvas import Canvas
 from colorflux_core.photos.photo import load_photo
-from colorflux_core.photos.resize import Canvas
 from tests.cli.command_runs import Result, files, refused, result_of
 from tests.evaluation.judges.judge_server import serving, six
 from tests.nano_models import tiny_pipeline

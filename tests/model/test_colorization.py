@@ -10,8 +10,8 @@ from torch import Tensor
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.model.colorization import colorize
 from colorflux_core.model.settings import Settings
+from colorflux_core.photos.canvas import Canvas
 from colorflux_core.photos.color import luminance
-from colorflux_core.photos.resize import Canvas
 from tests.nano_models import tiny_controlnet, tiny_pipeline
 
 SMALL = Settings(canvas=Canvas("aspect", 32), steps=2, text_tokens=3)

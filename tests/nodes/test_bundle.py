@@ -26,7 +26,7 @@ from colorflux_core.bundles.bundle import load_bundle, save_bundle
 from colorflux_core.bundles.bundle_config import EMBEDDED_NANO
 from colorflux_core.model.pipeline import ColorFluxPipeline
 from colorflux_core.model.settings import UNION_GRAY_MODE, Settings
-from colorflux_core.photos.resize import Canvas
+from colorflux_core.photos.canvas import Canvas
 from tests.nano_models import tiny_controlnet
 from tests.nodes.comfy_models import Models, colorized, nano, siglip_pipeline, use_folder
 

@@ -16,7 +16,7 @@ from colorflux_core.bundles.bundle import Bundle, load_bundle
 from colorflux_core.bundles.components import FLUX_SCHEDULE
 from colorflux_core.model.colorization import colorize
 from colorflux_core.model.flow import set_timesteps
-from colorflux_core.photos.resize import Canvas
+from colorflux_core.photos.canvas import Canvas
 from tests.nodes.node_runs import run
 from tests.nodes.pack import need_comfyui
 

@@ -29,7 +29,7 @@ import nodes
 
 from colorflux_core.bundles.bundle import save_bundle
 from colorflux_core.model.settings import Settings
-from colorflux_core.photos.resize import Canvas
+from colorflux_core.photos.canvas import Canvas
 from tests.nodes.comfy_models import colorized, nano, siglip_pipeline, use_folder
 
 Graph = dict[str, dict[str, Any]]

@@ -9,8 +9,9 @@ from torch import Tensor
 
 import colorflux_core.photos.resize as resize
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.photos.canvas import Canvas
 from colorflux_core.photos.color import luminance, rgb_to_ycbcr
-from colorflux_core.photos.resize import Canvas, Resizing
+from colorflux_core.photos.resize import Resizing
 
 SIZES = [(1, 1), (1, 37), (53, 1), (16, 16), (97, 41), (20000, 10), (10, 20000)]
 CANVASES = [Canvas("square", 64), Canvas("aspect", 64), Canvas("48x80")]

@@ -23,8 +23,9 @@ from colorflux_core.bundles.components import (
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.model.pipeline import ColorFluxPipeline
 from colorflux_core.model.settings import Settings
+from colorflux_core.options import inherit, setting
 
-from ..config import LoopConfig, setting
+from ..config import LOSS, MEMORY, MODEL, PLAN, LoopConfig
 from .blocks import blocks
 from .memory import (
     PACKED,
@@ -41,31 +42,38 @@ FLUX_MODELS = (FluxTransformer2DModel, FluxControlNetModel)
 
 @dataclass
 class PartsConfig(LoopConfig):
-    base: Path = setting(Path("base"), "diffusers pipeline folder that the parts come from")
-    controlnet: Path | None = setting(None, "the gray ControlNet, where it is not in --base")
-    redux: Path | None = setting(None, "Redux, where it is not the image_embedder in --base")
-    frozen: WeightStorage = setting("bfloat16", "storage format of frozen weights")
-    offload: bool = setting(
-        False, "frozen blocks wait in the CPU's memory until they are needed", may_change=True
+    base: Path = setting(
+        Path("base"), "diffusers folder with the pretrained models", metavar="FOLDER", group=MODEL
     )
-    guidance: float = setting(Settings.guidance, "what a guidance-distilled FLUX is told", low=0)
-    text_tokens: int = setting(Settings.text_tokens, "zero tokens before the visual prompt", low=0)
+    controlnet: Path | None = setting(None, "the gray ControlNet, if not in --base", group=MODEL)
+    redux: Path | None = setting(None, "Redux, if not --base's image_embedder", group=MODEL)
+    guidance: float = inherit(Settings, "guidance", group=MODEL)
+    text_tokens: int = inherit(Settings, "text_tokens", group=MODEL)
     timestep_density: Literal["logit_normal", "uniform"] = setting(
-        "logit_normal", "how timesteps are drawn (the paper does not say)"
+        "logit_normal", "distribution of the timesteps (not given in the paper)", group=LOSS
+    )
+    frozen: WeightStorage = setting("bfloat16", "storage format of frozen weights", group=MEMORY)
+    offload: bool = setting(
+        False,
+        "keep frozen blocks in CPU memory and copy each to the device when needed",
+        group=MEMORY,
+        may_change=True,
     )
     plan: bool = setting(
-        False, "print what would be loaded and the memory it takes, then stop", may_change=True
+        False, "print what would be loaded and its memory, then stop", group=PLAN, may_change=True
     )
     devices: int = setting(
         0,
-        "devices that --plan is for; 0 takes those that it is launched on",
+        "devices to plan for; 0 uses those of this launch",
         low=0,
+        group=PLAN,
         may_change=True,
     )
     memory: float = setting(
         0.0,
-        "GiB of the device that --plan is for; 0 takes this machine's GPU",
+        "GiB of each device to plan for; 0 uses this machine's GPU",
         low=0,
+        group=PLAN,
         may_change=True,
     )
 
@@ -74,7 +82,7 @@ class PartsConfig(LoopConfig):
         if self.precision == "no" and self.frozen != "float32":
             raise ColorFluxError(f"--frozen {self.frozen} needs --precision bf16 or fp16")
         if self.shard and self.optimizer == "adamw8bit":
-            raise ColorFluxError("--shard does not go with --optimizer adamw8bit: take adamw")
+            raise ColorFluxError("--shard cannot be combined with --optimizer adamw8bit: use adamw")
 
     @property
     def latent_size(self) -> tuple[int, int]:

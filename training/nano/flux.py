@@ -1,6 +1,8 @@
-"""Nano's stand-in for FLUX.1-dev and FLUX.1-Redux-dev: both from scratch, on visual prompts alone.
+"""Pretrain nano's stand-in for FLUX.1-dev and FLUX.1-Redux-dev, both from scratch.
 
-FLUX learns to draw a photo from the visual prompt of that very photo; Redux learns with it.
+  python -m training.pretrain flux --recipe training/recipes/nano.toml --photos PHOTOS
+
+FLUX learns to draw a photo from the visual prompt of that same photo; Redux is trained with it.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from torch import nn
 from colorflux_core.bundles.components import FLUX_SCHEDULE
 from colorflux_core.model.control import control_from_transformer
 from colorflux_core.model.visual_prompt import prompt_from_tokens
+from colorflux_core.options import setting
 from colorflux_core.photos.color import unit_range
 
-from ..config import setting
+from ..config import MODEL
 from ..data.pictures import Picture, pixels, sample_pictures, training_pictures
 from ..data.rows import Batch, Rows
 from ..encode.encoding import latents, tokens
@@ -31,10 +34,10 @@ from ..stage import Columns, Loss, Sheet, Training
 
 @dataclass
 class FluxConfig(PartsConfig):
-    heads: int = setting(2, "attention heads, of FLUX's 128 channels each", low=1)
-    double_blocks: int = setting(1, "double-stream MM-DiT blocks", low=1)
-    single_blocks: int = setting(4, "single-stream MM-DiT blocks", low=1)
-    prompt_width: int = setting(256, "width of the visual prompt's tokens", low=1)
+    heads: int = setting(2, "attention heads of 128 channels", low=1, group=MODEL)
+    double_blocks: int = setting(1, "double-stream MM-DiT blocks", low=1, group=MODEL)
+    single_blocks: int = setting(4, "single-stream MM-DiT blocks", low=1, group=MODEL)
+    prompt_width: int = setting(256, "width of the visual prompt's tokens", low=1, group=MODEL)
 
 
 def build_flux(config: FluxConfig) -> FluxTransformer2DModel:

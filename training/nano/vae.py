@@ -1,5 +1,8 @@
-"""Nano's autoencoder: 16 latent channels at 1/8 size, as FLUX's. The encoder is linear and comes in
-closed form; the decoder is trained, to put back what 16 numbers a patch leave open.
+"""Pretrain nano's autoencoder: 16 latent channels at 1/8 size, as FLUX's.
+
+  python -m training.pretrain vae --recipe training/recipes/nano.toml --photos PHOTOS
+
+The encoder is linear and computed in closed form; the decoder is trained.
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.options import setting
 from colorflux_core.photos.color import rgb_to_ycbcr, unit_range
 
-from ..config import LoopConfig, setting
+from ..config import DATA, LOSS, LoopConfig
 from ..data.order import SampleIndex
 from ..data.pictures import Picture, pixels, sample_pictures, training_pictures
 from ..data.rows import Batch, Rows
@@ -28,11 +32,13 @@ from .linear_vae import PATCH, build_vae
 @dataclass
 class VaeConfig(LoopConfig):
     crop: int = setting(
-        64, "side in pixels of the random crops that the decoder trains on", low=PATCH
+        64, "side in pixels of the random crops that the decoder trains on", low=PATCH, group=DATA
     )
-    chroma_weight: float = setting(2.0, "weight of the chroma error beside the RGB error", low=0)
+    chroma_weight: float = setting(
+        2.0, "weight of the chroma error relative to the RGB error", low=0, group=LOSS
+    )
     latent_noise: float = setting(
-        0.05, "noise on the latents, for which the flow's will not be exact", low=0
+        0.05, "noise added to the latents, because FLUX's are not exact either", low=0, group=LOSS
     )
 
     def __post_init__(self) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..basic_color import BasicColorConfig
-from ..config import Config, setting
-from ..pro_dpo import ProDpoConfig
+from colorflux_core.options import setting
+
+from ..config import DATA
+from ..data.limits import PhotoLimits
 from .duplicates import first_alike, hash_words
 from .measure import LOOKS_SIDE, Measurement
 
@@ -18,43 +19,30 @@ LEAST_VALIDATION = 8
 
 
 @dataclass
-class Filters(Config):
-    """The paper's filters (7.1 to 7.3), and what else makes a photo unfit."""
+class Filters(PhotoLimits):
+    """The paper's filters (7.1 to 7.3), and what else makes a photo unusable."""
 
     min_side: int = setting(
         256,
-        "photos whose shorter side has fewer pixels are rejected; the stages enlarge small ones to"
-        " their --canvas, and blurred ones teach blur: half of it, 512 for 1024, is safe",
+        "reject photos whose shorter side has fewer pixels. Stages enlarge small photos to their"
+        " --canvas, and blurred ones teach blur: half the canvas, 512 for 1024, is safe",
+        group=DATA,
     )
     duplicate_distance: int = setting(
         24,
-        "photos are the same picture when at most this many of the 256 bits of their looks differ:"
-        " in copies saved anew or in another size about 0 to 16, in different photos 80 and more;"
-        " -1 rejects only copies with the same pixels",
+        "reject a photo whose perceptual hash differs from another's in at most this many of 256"
+        " bits: re-encoded or resized copies differ in about 0 to 16, different photos in 80 and"
+        " more; -1 rejects only copies with the same pixels",
         low=-1,
         high=256,
-    )
-    min_colorfulness: float = setting(
-        BasicColorConfig.min_colorfulness,
-        "photos below this colorfulness are for the structure stage only",
-    )
-    min_saturation: float = setting(
-        ProDpoConfig.min_saturation, "photos below this mean HSV saturation are not for pro_dpo"
-    )
-    max_saturation: float = setting(
-        ProDpoConfig.max_saturation, "photos above this mean HSV saturation are not for pro_dpo"
-    )
-    min_value: float = setting(
-        ProDpoConfig.min_value, "photos below this mean HSV value are not for pro_dpo"
-    )
-    max_value: float = setting(
-        ProDpoConfig.max_value, "photos above this mean HSV value are not for pro_dpo"
+        group=DATA,
     )
     validation: float = setting(
         0.02,
-        f"share of the photos kept for validation, and at least {LEAST_VALIDATION} for each stage",
+        f"fraction of the photos kept for validation; at least {LEAST_VALIDATION} for each stage",
         low=0,
         high=0.9,
+        group=DATA,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...cli.command_line import at_least
+from ...cli.flags import whole_number
 from ...errors import ColorFluxError
 from . import JUDGES
 from .judge import Judge
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def add_judges(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "judges",
-        f"{', '.join(JUDGES)}. Replies are kept in the report's folder, and never guessed.",
+        f"{', '.join(JUDGES)}. Replies are kept in the report's folder.",
     )
     group.add_argument(
         "--judge",
@@ -38,46 +38,49 @@ def add_judges(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=judge_and_file,
         metavar="[NAME=]FILE",
-        help="another question in the place of ours, such as the paper's Figure 11; without a name"
-        f" it is {next(iter(JUDGES))}'s",
+        help="replaces a judge's question, for example with the paper's Figure 11"
+        f" (default NAME: {next(iter(JUDGES))})",
     )
     group.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="the key, for a server that wants one"
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="file with the key, for a server that requires one",
     )
     group.add_argument(
         "--judge-concurrency",
-        type=at_least(1),
+        type=whole_number(1),
         default=4,
         metavar="N",
-        help="questions to a server at once (%(default)s)",
+        help="concurrent requests to a server (default: %(default)s)",
     )
     group.add_argument(
         "--judge-attempts",
-        type=at_least(1),
+        type=whole_number(1),
         default=ATTEMPTS,
         metavar="N",
-        help="replies that are heard for an image, until one can be read (%(default)s)",
+        help="attempts per image until a reply can be parsed (default: %(default)s)",
     )
     group.add_argument(
         "--judge-timeout",
-        type=at_least(1),
+        type=whole_number(1),
         default=TIMEOUT,
         metavar="SECONDS",
-        help="that a server is given for a reply (%(default)s)",
+        help="time limit of a request (default: %(default)s)",
     )
     group.add_argument(
         "--judge-max-tokens",
-        type=at_least(1),
+        type=whole_number(1),
         default=MAX_TOKENS,
         metavar="N",
-        help="of a reply (%(default)s)",
+        help="maximum length of a reply (default: %(default)s)",
     )
     group.add_argument(
         "--judge-max-pixels",
-        type=at_least(1),
+        type=whole_number(1),
         default=MAX_PIXELS,
         metavar="N",
-        help="images of more are shrunk for judges (%(default)s)",
+        help="shrink larger images before judging (default: %(default)s)",
     )
 
 

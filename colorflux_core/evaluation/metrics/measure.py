@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from ...errors import ColorFluxError
 from ...loading import load
+from ...photos.canvas import Size
 from ...photos.color import unit_range
 from ...photos.photo import Photo, load_photo
-from ...photos.resize import Resizing, Size
+from ...photos.resize import Resizing
 from ..benchmark.methods import Method
 from ..benchmark.sets import BenchmarkSet, Item, digest
 from ..report.tables import TRUTH

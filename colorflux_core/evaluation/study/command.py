@@ -7,25 +7,26 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ...cli.command_line import DONE, Parser, at_least, name_and_place, tell
+from ...cli.command_line import DONE, tell
+from ...cli.flags import Parser, name_and_place, whole_number
 
 PROG = "evaluation study"
 
 DESCRIPTION = """\
-People choose between two methods' results for the same photo, pair by pair, without knowing which
-is whose, on a page of this machine. No account is needed, and nothing leaves the machine.
+A blind user study: people choose between two methods' results for the same photo, pair by pair, on a
+page that this machine serves. No account is needed, and nothing leaves the machine.
 
-  new      a study from a benchmark and folders of results
-  serve    its page, for any number of participants; stop it with Ctrl+C, go on at any time
-  results  win rates with intervals
+  new      create a study from a benchmark and folders of results
+  serve    serve its page to any number of participants; stop with Ctrl+C, restart at any time
+  results  write win rates with intervals
 
 Each has its own --help.
 """
 
 NEW = """\
-Make a study. Each participant sees every pair of results once: one side is always the reference
-method's, the other one of the others' (paper, section 9). Sides and order are random, balanced,
-and follow from the seed and the participant's name.
+Create a study. Each participant sees every pair of results once; one of the two is always the
+reference method's (paper, section 9). Sides and order are random and balanced, and are determined by
+the seed and the participant's name.
 """
 
 NEW_EXAMPLES = """\
@@ -39,16 +40,16 @@ examples:
 """
 
 SERVE = """\
-Show the study's page. Every answer is on the disk before the next pair appears; participants go on
+Serve the study's page. Every answer is saved before the next pair appears; participants continue
 where they stopped, under the name that they gave.
 
-With --host 0.0.0.0, phones and computers on the same network can open the page, too. Then it has a
-secret part in its address, which every participant needs; the connection is not encrypted.
+With --host 0.0.0.0, phones and computers on the same network can open the page as well. Its address
+then has a secret part, which every participant needs; the connection is not encrypted.
 """
 
 RESULTS = """\
-Write results.md, results.csv and results.svg: how often each method won, with intervals. It can be
-asked for at any time; participants never see it.
+Write results.md, results.csv and results.svg: how often each method won, with intervals. Run it at
+any time; participants never see the results.
 """
 
 
@@ -58,14 +59,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     new = commands.add_parser(
         "new",
-        help="a study from a benchmark and folders of results",
+        help="create a study from a benchmark and folders of results",
         usage="BENCH -o STUDY --method NAME=FOLDER --method NAME=FOLDER [options]",
         description=NEW,
         epilog=NEW_EXAMPLES,
     )
-    new.add_argument("bench", type=Path, metavar="BENCH", help="what evaluation sets built")
+    new.add_argument("bench", type=Path, metavar="BENCH", help="folder written by evaluation sets")
     new.add_argument(
-        "-o", "--output", required=True, type=Path, metavar="STUDY", help="a folder for the study"
+        "-o", "--output", required=True, type=Path, metavar="STUDY", help="folder for the study"
     )
     new.add_argument(
         "--method",
@@ -73,11 +74,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         required=True,
         type=name_and_place,
         metavar="NAME=FOLDER",
-        help="a method's results, named like the benchmark's images; two or more",
+        help="a method's results, named like the benchmark's images; give at least two",
     )
     against = new.add_mutually_exclusive_group()
     against.add_argument(
-        "--reference", metavar="NAME", help="one side of every pair; default: the first --method"
+        "--reference",
+        metavar="NAME",
+        help="method on one side of every pair (default: the first --method)",
     )
     against.add_argument(
         "--round-robin", action="store_true", help="compare all methods with each other"
@@ -86,48 +89,52 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--set",
         action="append",
         metavar="NAME",
-        help="take only this benchmark set; may be repeated; default: all",
+        help="use only this benchmark set; repeatable (default: all)",
     )
     new.add_argument(
         "--pairs",
-        type=at_least(1),
+        type=whole_number(1),
         metavar="N",
-        help="a session's length; default: every pair once",
+        help="pairs per participant (default: every pair once)",
     )
     new.add_argument("--ties", action="store_true", help='allow "equal" as an answer')
     new.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of all that is random (%(default)s)"
+        "--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)"
     )
     new.add_argument(
         "--max-side",
-        type=at_least(0),
+        type=whole_number(0),
         default=1600,
         metavar="N",
-        help="long side of the pictures that are shown (%(default)s); 0 is the photo's own",
+        help="long side of the pictures shown; 0 keeps the photo's size (default: %(default)s)",
     )
 
     serve = commands.add_parser(
-        "serve", help="its page", usage="STUDY [options]", description=SERVE, epilog=""
+        "serve", help="serve a study's page", usage="STUDY [options]", description=SERVE, epilog=""
     )
     serve.add_argument("study", type=Path, metavar="STUDY")
-    serve.add_argument("--port", type=int, default=8765, metavar="N", help="(%(default)s)")
+    serve.add_argument("--port", type=int, default=8765, metavar="N", help="default: %(default)s")
     serve.add_argument(
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="0.0.0.0 opens the page to the local network; default: this machine only",
+        help="0.0.0.0 opens the page to the local network (default: %(default)s, this machine only)",
     )
 
     results = commands.add_parser(
         "results",
-        help="win rates with intervals",
+        help="write win rates with intervals",
         usage="STUDY [-o FOLDER]",
         description=RESULTS,
         epilog="",
     )
     results.add_argument("study", type=Path, metavar="STUDY")
     results.add_argument(
-        "-o", "--output", type=Path, metavar="FOLDER", help="default: the study's folder"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for the results (default: the study's folder)",
     )
     return p.parse_args(argv)
 

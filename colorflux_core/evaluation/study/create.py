@@ -11,8 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...errors import ColorFluxError
+from ...photos.canvas import Size
 from ...photos.photo import load_photo, save_photo
-from ...photos.resize import Resizing, Size
+from ...photos.resize import Resizing
 from ..benchmark.methods import Method, require_clear_sets
 from ..benchmark.sets import BenchmarkSet, Item
 from .study import FILE, IMAGES, Shown, Study, picture_path, write_study
