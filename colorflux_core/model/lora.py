@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import Any
 
@@ -25,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import ColorFluxError
+from ..files import atomic_write
 
 ADAPTER = "pro_dpo"
 
@@ -100,14 +100,8 @@ def save_lora(
     state = {f"transformer.{key}": w.detach().cpu().contiguous() for key, w in adapter.items()}
     for module, a, _ in list(_pairs(state)):
         state[f"transformer.{module}.alpha"] = torch.tensor(float(a.shape[0]))
-    path = Path(path)
-    try:
-        with TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-            complete = Path(folder) / path.name
-            save_file(state, complete, metadata={"format": "pt", **(metadata or {})})
-            complete.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise ColorFluxError(f"Cannot write the LoRA to {path}: {error}") from error
+    with atomic_write(Path(path)) as unfinished:
+        save_file(state, unfinished, metadata={"format": "pt", **(metadata or {})})
 
 
 def load_lora(
