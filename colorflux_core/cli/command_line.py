@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 import warnings
@@ -200,8 +199,7 @@ def work_through(prog: str, args: argparse.Namespace, load: Callable[[float], Ta
 
 
 def quiet_libraries() -> None:
-    """What the libraries remark on each other is nothing to the user of a command."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it where it is there.
+    """Silence library warnings that users cannot act on."""
     import diffusers
     import transformers
 

@@ -16,7 +16,8 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel
+from diffusers.loaders import FluxLoraLoaderMixin
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
@@ -192,7 +193,7 @@ def normalise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _converted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     try:
-        return FluxPipeline.lora_state_dict(dict(state))
+        return FluxLoraLoaderMixin.lora_state_dict(dict(state))
     except (ValueError, KeyError, AssertionError, RuntimeError) as error:
         reason = shorten(str(error), 200)  # It may have a line for every key.
         raise ColorFluxError(f"diffusers knows no such FLUX.1 LoRA ({reason}).") from error
