@@ -1,39 +1,110 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes: a file is replaced by a complete new one, or stays as it was."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from tempfile import TemporaryDirectory
+
+from safetensors import SafetensorError
 
 from .errors import ColorFluxError
 
+ROOM_OR_OUTPUT = "make room or choose another output with -o"
+WRITE_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
+"""What Python, Pillow, torch and safetensors raise when a file cannot be written."""
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside the path that takes its place once it is whole and on the disk.
+def atomic_write(
+    path: Path, *, fix: str = ROOM_OR_OUTPUT, make_folder: bool = False
+) -> Iterator[Path]:
+    """Give the caller a temporary file beside ``path`` to write, then move it to ``path``.
 
-    Raises ColorFluxError when it cannot be written.
+    The temporary file exists and is empty; its name starts with a dot and ends in ``.part``. It is
+    flushed to the disk before the move and deleted if the caller fails. A killed process may leave
+    it behind.
+
+    Args:
+        path: The file to create or replace.
+        fix: What the user can do when it cannot be written, for the error message.
+        make_folder: Also create the file's folder and its parents.
+
+    Raises:
+        ColorFluxError: when the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     created = False
     try:
         if path.is_dir():
-            raise ColorFluxError(f"{path} is a folder: give the output a file name with -o.")
-        with temporary.open("xb") as file:
-            created = True
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ColorFluxError(
-            f"{path} cannot be written ({reason}): make room or choose another output with -o."
-        ) from error
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.touch(exist_ok=False)
+        created = True
+        mode = _mode(unfinished)
+        yield unfinished
+        _move(unfinished, path, mode)
+    except WRITE_ERRORS as error:
+        raise _write_error(path, error, fix) from error
     finally:
         if created:
-            temporary.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write_folder(folder: Path, last: str, *, fix: str = ROOM_OR_OUTPUT) -> Iterator[Path]:
+    """Give the caller a temporary folder to fill, then move its files to ``folder``.
+
+    The files are moved only when all of them are complete, one by one and ``last`` at the end;
+    other files in ``folder`` stay.
+
+    Args:
+        folder: Created if it does not exist.
+        last: Name of the file that makes the folder valid. The caller must create it, and all
+            files get its permissions.
+        fix: As in :func:`atomic_write`.
+
+    Raises:
+        ColorFluxError: when a file cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".", suffix=".part") as name:
+            unfinished = Path(name)
+            yield unfinished
+            mode = _mode(unfinished / last)
+            files = (path for path in unfinished.rglob("*") if path.is_file())
+            for file in sorted(files, key=lambda path: path == unfinished / last):
+                target = folder / file.relative_to(unfinished)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _move(file, target, mode)
+    except WRITE_ERRORS as error:
+        raise _write_error(folder, error, fix) from error
+
+
+def _mode(new_file: Path) -> int:
+    """The permissions of a file that was just created, which the umask determines."""
+    return stat.S_IMODE(new_file.stat().st_mode)
+
+
+def _move(unfinished: Path, target: Path, mode: int) -> None:
+    """Move a file that is flushed to the disk first.
+
+    Some libraries put a file of their own in place of the temporary one, readable by its owner
+    only, hence ``mode``.
+    """
+    unfinished.chmod(mode)
+    with unfinished.open("rb+") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(target)
+
+
+def _write_error(path: Path, error: Exception, fix: str) -> ColorFluxError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return ColorFluxError(f"{path} cannot be written ({reason}): {fix}.")

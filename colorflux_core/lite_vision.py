@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 CELL = 32
@@ -45,7 +45,7 @@ STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 LOCAL_CHANNELS = sum(STAGES[i].channels for i in TAPPED_STAGES)
 
 
-class LiteVisionConfig(PreTrainedConfig):
+class LiteVisionConfig(PretrainedConfig):
     """``position_octaves``: sines and cosines of the cell's position at 1/2, 1, 2, ... periods."""
 
     model_type = "colorflux_lite_vision"

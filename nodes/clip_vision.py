@@ -7,7 +7,8 @@ import comfy.model_management as mm
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
-from transformers import PreTrainedModel, SiglipImageProcessor
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
 
 from ..colorflux_core.model.visual_prompt import image_tokens
 
@@ -26,7 +27,7 @@ class BundleClipVision:
     Only what Redux reads is there: ``last_hidden_state`` (B, tokens, D).
     """
 
-    def __init__(self, encoder: PreTrainedModel, image_processor: SiglipImageProcessor) -> None:
+    def __init__(self, encoder: PreTrainedModel, image_processor: BaseImageProcessor) -> None:
         self.image_processor = image_processor
         self.load_device = mm.text_encoder_device()
         self.model = VisionTower(encoder)

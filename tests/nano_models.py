@@ -8,9 +8,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxControlNetModel
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from torch import nn
-from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from colorflux_core.bundles.components import FLUX_SCHEDULE
+from colorflux_core.bundles.components import FLUX_SCHEDULE, SiglipImageProcessor
 from colorflux_core.lite_vision import LiteVisionConfig, LiteVisionModel
 from colorflux_core.model.pipeline import ColorFluxPipeline
 from tests.flux_models import tiny_transformer, tiny_vae

@@ -210,6 +210,7 @@ def test_core_and_training_import_without_comfyui_and_network() -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
+    assert not run.stderr  # No notices of the libraries on what else could be installed.
 
 
 def test_requirements_leave_comfyuis_own_packages_alone() -> None:

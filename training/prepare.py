@@ -22,7 +22,6 @@ Photos are JPEG, PNG, TIFF and WebP files, in the folders and their subfolders.
 from __future__ import annotations
 
 import csv
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from pathlib import Path
 
 from colorflux_core.cli.flags import Parser, add_settings, given
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.files import atomic_write
 from colorflux_core.options import setting
 from colorflux_core.photos.color import unit_range
 from colorflux_core.photos.photo import save_photo
@@ -81,15 +81,14 @@ def prepare(folders: Sequence[str], output: Path, config: PrepareConfig) -> None
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """The whole file or none. What is no text in a file's name is written as an escape."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    """Write a CSV file atomically. Bytes of a file name that are not UTF-8 are escaped."""
+    with (
+        atomic_write(path) as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def manifest_row(photo: Accepted) -> dict[str, object]:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import SiglipVisionModel
 
 from .. import lite_vision
 from ..errors import ColorFluxError
+from ..files import atomic_write_folder
 from ..model.lora import ADAPTER, load_lora, save_lora
 from ..model.pipeline import ColorFluxPipeline
 from ..model.settings import UNION_GRAY_MODE, Settings
@@ -140,30 +138,17 @@ def save_bundle(
     Raises:
         ColorFluxError: when the folder cannot be written.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".") as name:
-            complete = Path(name)
-            _write_parts(complete, pipeline, dtype)
-            lora = _write_lora(complete / LORA, pipeline, dtype)
-            config = {
-                "format_version": FORMAT_VERSION,
-                "settings": asdict(settings),
-                "lora": lora,
-                "sources": list(sources),
-                "licences": list(licences),
-            }
-            last = complete / CONFIG
-            last.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            files = [file for file in complete.rglob("*") if file.is_file() and file != last]
-            for file in [*files, last]:
-                shutil.copymode(last, file)  # safetensors writes for the owner's eyes only.
-                target = folder / file.relative_to(complete)
-                target.parent.mkdir(exist_ok=True)
-                file.replace(target)
-    except (OSError, SafetensorError) as error:
-        raise ColorFluxError(f"Cannot write the bundle to {folder}: {error}") from error
+    with atomic_write_folder(Path(folder), last=CONFIG) as unfinished:
+        _write_parts(unfinished, pipeline, dtype)
+        config = {
+            "format_version": FORMAT_VERSION,
+            "settings": asdict(settings),
+            "lora": _write_lora(unfinished / LORA, pipeline, dtype),
+            "sources": list(sources),
+            "licences": list(licences),
+        }
+        text = json.dumps(config, indent=2) + "\n"
+        (unfinished / CONFIG).write_text(text, encoding="utf-8")
 
 
 def _write_parts(folder: Path, pipeline: ColorFluxPipeline, dtype: torch.dtype | None) -> None:

@@ -29,9 +29,11 @@ from ..errors import ColorFluxError
 from ..lite_vision import LiteVisionConfig, LiteVisionModel
 from .weights import explained, require_finite, require_fit, require_same_layout
 
-try:  # Pillow's resizing, as in training: with torchvision, transformers 5 would take another.
+# The only import of an image processor: it must resize with Pillow, as in training. The one that
+# transformers 5 calls SiglipImageProcessor resizes with torchvision, and prints a notice without it.
+try:
     from transformers import SiglipImageProcessorPil as SiglipImageProcessor
-except ImportError:
+except ImportError:  # transformers 4, which has no other.
     from transformers import SiglipImageProcessor
 
 DIFFUSERS_MODELS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
 import time
@@ -180,7 +179,6 @@ def work_through(prog: str, args: argparse.Namespace, load: Callable[[float], Ta
 
 def quiet_libraries() -> None:
     """Silence library warnings that users cannot act on."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it if it is installed.
     import diffusers
     import transformers
 

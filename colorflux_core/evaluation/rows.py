@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..errors import ColorFluxError
-from ..files import replacing
+from ..files import atomic_write
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
@@ -36,13 +36,9 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """The whole file or nothing, its folder made if need be.
+    """Write a file atomically, and create its folder if it does not exist.
 
-    Raises ColorFluxError when that cannot be.
+    Raises ColorFluxError when the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ColorFluxError(f"{path.parent} cannot be made: {error.strerror}") from error
-    with replacing(path) as file:
-        file.write(content)
+    with atomic_write(path, make_folder=True) as unfinished:
+        unfinished.write_bytes(content)

@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -116,12 +115,9 @@ def set_timesteps(
     is 1.15.
     """
     config = scheduler.config
-    mu = calculate_shift(
-        image_tokens,
-        config.base_image_seq_len,
-        config.max_image_seq_len,
-        config.base_shift,
-        config.max_shift,
+    slope = (config.max_shift - config.base_shift) / (
+        config.max_image_seq_len - config.base_image_seq_len
     )
+    mu = image_tokens * slope + (config.base_shift - slope * config.base_image_seq_len)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device=device)
     return scheduler.timesteps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL, FluxPipeline
+from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
@@ -44,13 +44,16 @@ def pack(latents: Tensor) -> Tensor:
     """
     batch, channels, height, width = latents.shape
     _require_even(height, width)
-    return FluxPipeline._pack_latents(latents, batch, channels, height, width)
+    patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 4 * channels)
 
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     """Inverse of `pack`: latents (B, 16, height, width), sizes in latent pixels."""
     _require_even(height, width)
-    return FluxPipeline._unpack_latents(tokens, height, width, vae_scale_factor=1)
+    batch, channels = len(tokens), tokens.shape[-1] // 4
+    patches = tokens.reshape(batch, height // 2, width // 2, channels, 2, 2)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)
 
 
 def image_ids(
@@ -59,9 +62,13 @@ def image_ids(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Rotary positions (h/2 * w/2, 3) of the tokens of `height` x `width` latents."""
+    """Rotary positions (h/2 * w/2, 3) of the tokens of `height` x `width` latents: 0, row, column.
+    """
     _require_even(height, width)
-    return FluxPipeline._prepare_latent_image_ids(1, height // 2, width // 2, device, dtype)
+    ids = torch.zeros(height // 2, width // 2, 3, device=device)
+    ids[..., 1] = torch.arange(height // 2, device=device)[:, None]
+    ids[..., 2] = torch.arange(width // 2, device=device)
+    return ids.flatten(0, 1).to(dtype=dtype)
 
 
 def _shift(vae: AutoencoderKL) -> float:

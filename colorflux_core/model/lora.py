@@ -12,12 +12,12 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel
+from diffusers.loaders import FluxLoraLoaderMixin
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import ColorFluxError
+from ..files import atomic_write
 
 ADAPTER = "pro_dpo"
 
@@ -100,14 +101,8 @@ def save_lora(
     state = {f"transformer.{key}": w.detach().cpu().contiguous() for key, w in adapter.items()}
     for module, a, _ in list(_pairs(state)):
         state[f"transformer.{module}.alpha"] = torch.tensor(float(a.shape[0]))
-    path = Path(path)
-    try:
-        with TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-            complete = Path(folder) / path.name
-            save_file(state, complete, metadata={"format": "pt", **(metadata or {})})
-            complete.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise ColorFluxError(f"Cannot write the LoRA to {path}: {error}") from error
+    with atomic_write(Path(path)) as unfinished:
+        save_file(state, unfinished, metadata={"format": "pt", **(metadata or {})})
 
 
 def load_lora(
@@ -198,7 +193,7 @@ def normalise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _converted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     try:
-        return FluxPipeline.lora_state_dict(dict(state))
+        return FluxLoraLoaderMixin.lora_state_dict(dict(state))
     except (ValueError, KeyError, AssertionError, RuntimeError) as error:
         reason = shorten(str(error), 200)  # It may have a line for every key.
         raise ColorFluxError(f"diffusers knows no such FLUX.1 LoRA ({reason}).") from error

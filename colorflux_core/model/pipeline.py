@@ -25,7 +25,8 @@ from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
-from transformers import SiglipImageProcessor, SiglipVisionModel
+from transformers import SiglipVisionModel
+from transformers.image_processing_utils import BaseImageProcessor
 
 from ..errors import ColorFluxError
 from ..lite_vision import LiteVisionModel
@@ -63,7 +64,7 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         controlnet: FluxControlNetModel,
         image_encoder: SiglipVisionModel | LiteVisionModel,
         image_embedder: ReduxImageEncoder,
-        feature_extractor: SiglipImageProcessor,
+        feature_extractor: BaseImageProcessor,
         scheduler: FlowMatchEulerDiscreteScheduler,
     ) -> None:
         super().__init__()

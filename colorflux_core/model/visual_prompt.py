@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from torch import Tensor
-from transformers import PreTrainedModel, SiglipImageProcessor
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
 
 
-def preprocess(image_processor: SiglipImageProcessor, rgb: Tensor) -> Tensor:
+def preprocess(image_processor: BaseImageProcessor, rgb: Tensor) -> Tensor:
     """Normalized pixels (B, 3, S, S) for the vision tower, of ``rgb`` (B, 3, H, W) in [0, 1].
 
     SigLIP squashes the whole picture to its square: nothing is cropped away. The picture goes
@@ -21,7 +22,7 @@ def preprocess(image_processor: SiglipImageProcessor, rgb: Tensor) -> Tensor:
 
 
 def image_tokens(
-    image_encoder: PreTrainedModel, image_processor: SiglipImageProcessor, rgb: Tensor
+    image_encoder: PreTrainedModel, image_processor: BaseImageProcessor, rgb: Tensor
 ) -> Tensor:
     """The vision tower's last hidden state (B, tokens, D) of ``rgb`` (B, 3, H, W) in [0, 1]."""
     parameter = next(image_encoder.parameters())
@@ -31,7 +32,7 @@ def image_tokens(
 
 def visual_prompt(
     image_encoder: PreTrainedModel,
-    image_processor: SiglipImageProcessor,
+    image_processor: BaseImageProcessor,
     redux: ReduxImageEncoder,
     rgb: Tensor,
 ) -> Tensor:

@@ -29,7 +29,7 @@ from PIL import (
 from torch import Tensor
 
 from ..errors import ColorFluxError
-from ..files import replacing
+from ..files import atomic_write
 from .color import unit_range
 from .sixteen_bit import is_deep_color, turn_byte_order, write_png, write_tiff
 
@@ -340,7 +340,7 @@ def save_photo(path: str | Path, rgb: Tensor, like: Photo | None = None) -> None
     if like and like.dpi:
         growth = rgb.shape[-1] / like.size[1]
         metadata["dpi"] = tuple(growth * resolution for resolution in like.dpi)
-    with replacing(path) as file:
+    with atomic_write(path) as unfinished, unfinished.open("wb") as file:
         if like and like.bit_depth == 16 and file_format in ("PNG", "TIFF"):
             write = write_png if file_format == "PNG" else write_tiff
             write(file, _samples(rgb, np.uint16), **metadata)

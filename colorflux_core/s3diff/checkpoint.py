@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..bundles.weights import explained, require_finite, require_same_layout
 from ..errors import ColorFluxError
+from ..files import atomic_write
 from .model import ALPHA, S3Diff
 from .sd_turbo import NEGATIVE, POSITIVE, load_networks, text_embeddings
 
@@ -69,21 +69,14 @@ def ranks(recorded: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def save_s3diff(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a checkpoint, whole or not at all. Raises ColorFluxError when it cannot be written."""
-    # Copies, since safetensors writes no tensors that share memory.
-    whole = {
+    """Write a checkpoint atomically. Raises ColorFluxError when it cannot be written."""
+    # safetensors does not write tensors that share memory.
+    copies = {
         key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()
     }
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "alpha": str(ALPHA), **metadata}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-            complete = Path(folder) / path.name
-            save_file(whole, complete, metadata=header)
-            complete.chmod(0o644)  # safetensors keeps it to its owner
-            complete.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise ColorFluxError(f"{path} cannot be written: {error}") from error
+    with atomic_write(path, make_folder=True) as unfinished:
+        save_file(copies, unfinished, metadata=header)
 
 
 def _read(path: Path) -> tuple[tuple[int, int], dict[str, Tensor]]:

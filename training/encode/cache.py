@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from colorflux_core.digest import digest
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.files import atomic_write
 from colorflux_core.loading import load
 from colorflux_core.photos.color import unit_range
 
@@ -54,15 +54,9 @@ class Store:
     def add(self, rows: Mapping[str, Tensor]) -> None:
         """Write one more shard. Raises ColorFluxError when the folder cannot be written."""
         shard = self.folder / f"{digest(*(key.encode() for key in rows))}.safetensors"
-        unfinished = shard.with_suffix(f".{os.getpid()}")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        fix = "make room or choose another --cache"
+        with atomic_write(shard, fix=fix, make_folder=True) as unfinished:
             save_file(dict(rows), unfinished)
-            unfinished.replace(shard)
-        except (OSError, SafetensorError) as error:
-            if unfinished.exists():
-                unfinished.unlink()
-            raise ColorFluxError(f"--cache {self.folder} cannot be written: {error}") from error
         self.index |= dict.fromkeys(rows, shard)
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 from torch.nn.utils import fuse_conv_bn_weights
-from transformers import SiglipImageProcessor
 
+from colorflux_core.bundles.components import SiglipImageProcessor
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.lite_vision import LiteVisionConfig, LiteVisionModel
 

@@ -8,7 +8,6 @@ checkpoint of many.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.files import atomic_write
 
 logger = logging.getLogger(__name__)
 State = dict[str, Any]
@@ -30,29 +30,20 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(folder: Path, step: int, state: State, keep: int) -> None:
-    """Write a checkpoint, put it in place, and only then drop all but the ``keep`` newest.
+    """Write a checkpoint atomically, then delete all but the ``keep`` newest.
 
-    Raises ColorFluxError when there is no room for it or it cannot be written; the checkpoints that
-    are there stay.
+    Raises ColorFluxError when there is no room for it or it cannot be written; existing checkpoints
+    are kept.
     """
     path = folder / "checkpoints" / f"step-{step:07}.pt"
-    unfinished = path.with_suffix(".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        require_room(
-            path.parent, sum(leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, Tensor))
-        )
+    for leftover in path.parent.glob("*.part"):  # From a process that was killed while saving.
+        leftover.unlink()
+    fix = f"make room, then --resume from {newest(folder)}"
+    with atomic_write(path, fix=fix, make_folder=True) as unfinished:
+        tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
+        require_room(path.parent, sum(tensor.nbytes for tensor in tensors))
         with unfinished.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except (OSError, RuntimeError) as error:
-        unfinished.unlink(missing_ok=True)
-        raise ColorFluxError(
-            f"the checkpoint of step {step} cannot be written to {path.parent} ({error});"
-            f" {newest(folder)} is kept: make room, then --resume"
-        ) from error
     there = checkpoints(folder)
     index = there.index(path)
     for other in (*there[:index], *there[index + keep :]):  # A newer one could not be read.

@@ -144,7 +144,7 @@ def test_what_is_half_written_is_not_read(tmp_path: Path, pictures: list[Picture
 
 def test_a_full_disk_leaves_no_half_shard(tmp_path: Path, pictures: list[Picture]) -> None:
     folder = tmp_path / "pixels"
-    with files_up_to(10_000), pytest.raises(ColorFluxError, match=f"--cache {folder} cannot be"):
+    with files_up_to(10_000), pytest.raises(ColorFluxError, match=f"{folder}.* cannot be .*--cache"):
         fill(Store(folder), pictures, lambda: lambda rgb: rgb, workers=0)
     assert not list(folder.iterdir())
     fill(Store(folder), pictures, lambda: lambda rgb: rgb, workers=0)
@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_no_half_shard(tmp_path: Path, pictures: list[Picture
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, pictures: list[Picture]) -> None:
     (tmp_path / "cache").write_text("a file", encoding="utf-8")
-    with pytest.raises(ColorFluxError, match=f"--cache {tmp_path / 'cache'}.* cannot be written"):
+    with pytest.raises(ColorFluxError, match=f"{tmp_path / 'cache'}.* cannot be written .*--cache"):
         fill(Store(tmp_path / "cache" / "colors"), pictures, lambda: mean_color, workers=0)
 
 

@@ -87,11 +87,17 @@ class Bomb:
         raise Killed
 
 
-def test_one_that_is_killed_half_way_leaves_the_old_one(tmp_path: Path) -> None:
+def test_one_that_is_interrupted_leaves_the_old_one(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 2, state(2), keep=1)
     with pytest.raises(Killed):
         save_checkpoint(tmp_path, 4, state(4) | {"bomb": Bomb()}, keep=1)
-    assert len(contents(tmp_path)) == 2  # What was written so far is there, under another name.
+    assert saved_steps(tmp_path) == [2] and saved_state(tmp_path)["step"] == 2
+    assert len(contents(tmp_path)) == 1
+
+
+def test_the_file_that_a_killed_save_leaves_is_deleted_by_the_next(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 2, state(2), keep=1)
+    (tmp_path / "checkpoints" / ".step-0000004.pt.01234567.part").write_bytes(b"half")
     assert saved_steps(tmp_path) == [2] and saved_state(tmp_path)["step"] == 2
     save_checkpoint(tmp_path, 4, state(4), keep=1)
     assert saved_steps(tmp_path) == [4] and len(contents(tmp_path)) == 1
@@ -104,8 +110,9 @@ def test_a_full_disk_leaves_the_old_one(tmp_path: Path, room: int) -> None:
     with files_up_to(room), pytest.raises(ColorFluxError) as refusal:
         save_checkpoint(tmp_path, 4, state(4), keep=1)
     said = str(refusal.value)
-    assert said.startswith(f"the checkpoint of step 4 cannot be written to {tmp_path}")
-    assert "step-0000002.pt is kept: make room, then --resume" in said
+    path = tmp_path / "checkpoints" / "step-0000004.pt"
+    assert said.startswith(f"{path} cannot be written (")
+    assert said.endswith("): make room, then --resume from step-0000002.pt.")
     assert "\n" not in said
     assert contents(tmp_path) == before
 
@@ -122,7 +129,7 @@ def test_a_full_disk_ends_a_run_that_then_goes_on(tmp_path: Path) -> None:
     line_run(tmp_path / "whole", steps=4, checkpoint_every=2)
     line_run(tmp_path / "run", steps=2, checkpoint_every=2)
     size = checkpoints(tmp_path / "run")[0].stat().st_size
-    with files_up_to(size - 1), pytest.raises(ColorFluxError, match="step 4 cannot be written"):
+    with files_up_to(size - 1), pytest.raises(ColorFluxError, match=r"step-0000004\.pt cannot be written"):
         line_run(tmp_path / "run", steps=4, checkpoint_every=2, resume=True)
     assert saved_steps(tmp_path / "run") == [2]
     line_run(tmp_path / "run", steps=4, checkpoint_every=2, resume=True)
