@@ -151,12 +151,11 @@ def run(args: argparse.Namespace) -> int:
     before the long work.
     """
     from .benchmark.sets import chosen_sets, read_sets
-    from .judges.asking import judge_methods
+    from .judges.runner import judge_methods
     from .metrics.measure import measure
     from .metrics.metrics import COLUMNS
     from .report.report import reference_among, write_report
-    from .report.tables import Column
-    from .scores import read_scores
+    from .scores import Column, read_scores
 
     if args.output.exists() and not args.output.is_dir():
         raise ColorFluxError(f"{args.output} is a file: choose a folder with -o")
@@ -227,7 +226,7 @@ def run(args: argparse.Namespace) -> int:
 
 def missing_results(scores: Sequence[Score]) -> Iterator[str]:
     """A line for each set of which a method has some results, but not all."""
-    from .report.tables import TRUTH
+    from .scores import TRUTH
 
     has: dict[tuple[str, str], list[bool]] = {}
     for score in scores:

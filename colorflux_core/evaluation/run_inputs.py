@@ -15,8 +15,7 @@ from ..errors import ColorFluxError
 if TYPE_CHECKING:
     from .benchmark.methods import Method
     from .benchmark.sets import BenchmarkSet
-    from .report.tables import Column
-    from .scores import Score
+    from .scores import Column, Score
 
 BUNDLE = "bundle:"
 ON_GPU = "bfloat16"
@@ -38,7 +37,7 @@ def require_known(
     methods: Sequence[Method],
 ) -> None:
     """Raises ColorFluxError for scores of what is not compared here."""
-    from .report.tables import TRUTH
+    from .scores import TRUTH
 
     images = {(of.name, image) for of in sets for image in ("", *(item.name for item in of.items))}
     names = {TRUTH, *(known.name for known in methods)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .replies import Reading
+from .parsing import Reading
 from .template import Template
 
 

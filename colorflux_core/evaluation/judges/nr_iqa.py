@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import partial
 
 from .judge import Judge
-from .replies import read_rating
+from .parsing import read_rating
 from .template import Template
 
 SCALE = "a number from 1 to 5 with two decimals, where 1 is a very poor and 5 an excellent picture"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from .judge import Judge
-from .replies import read_aspects
+from .parsing import read_aspects
 from .template import Template
 
 ASPECTS = {

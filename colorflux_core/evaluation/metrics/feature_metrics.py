@@ -26,8 +26,7 @@ from ...errors import ColorFluxError
 from ...photos.photo import load_photo
 from ..benchmark.methods import Method
 from ..benchmark.sets import BenchmarkSet, digest, eight_bit
-from ..report.tables import Column
-from ..scores import Score
+from ..scores import Column, Score
 from .cache import Cache
 
 logger = logging.getLogger(__name__)

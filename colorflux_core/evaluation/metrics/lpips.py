@@ -29,8 +29,7 @@ from ...photos.photo import load_photo
 from ...photos.resize import Resizing
 from ..benchmark.methods import Method
 from ..benchmark.sets import BenchmarkSet, digest
-from ..report.tables import Column
-from ..scores import Score
+from ..scores import Column, Score
 from .cache import Cache
 
 logger = logging.getLogger(__name__)

@@ -26,8 +26,7 @@ from ...photos.photo import Photo, load_photo
 from ...photos.resize import Resizing, Size
 from ..benchmark.methods import Method
 from ..benchmark.sets import BenchmarkSet, Item, digest
-from ..report.tables import TRUTH
-from ..scores import Score
+from ..scores import TRUTH, Score
 from .cache import Cache
 from .metrics import METRICS, RESIZED, VERSION, Metric
 from .planes import Planes, planes

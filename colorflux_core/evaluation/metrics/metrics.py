@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from ...photos.color import colorfulness, hsv_statistics
-from ..report.tables import Column
+from ..scores import Column
 from .bleeding import bleeding, excess_bleeding, flicker
 from .color_metrics import chroma_correlation, chroma_psnr, mean_ciede2000
 from .planes import Planes

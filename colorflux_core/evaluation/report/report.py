@@ -22,11 +22,11 @@ from ...errors import ColorFluxError
 from ..benchmark.methods import Method
 from ..benchmark.sets import BenchmarkSet
 from ..rows import write_file, write_rows
-from ..scores import Score, write_scores
+from ..scores import TRUTH, Column, Score, write_scores
 from . import table_text
 from .report_page import Page, Rationales, Section, telling_images
 from .sheets import INPUT, Strip, contact_sheet, jpeg, strip
-from .tables import TRUTH, Block, Column, blocks, compare_rows
+from .tables import Block, blocks, compare_rows
 
 SHOWN = 12
 """Images of each set in the sheets and the page, where each takes about 30 kB a method."""

@@ -13,10 +13,11 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from ..scores import TRUTH, Column
 from . import table_text
 from .sheets import INPUT, NO_RESULT, Strip, jpeg
 from .statistics import Comparison, over_seeds
-from .tables import TRUTH, Block, Column, Compared
+from .tables import Block, Compared
 
 ROWS = 200
 """Images of each set whose scores are in the page; scores.csv has all."""

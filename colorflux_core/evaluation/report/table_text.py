@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
+from ..scores import Column
 from .statistics import Interval
-from .tables import Block, Cell, Column, Compared
+from .tables import Block, Cell, Compared
 
 MISSING = "\N{EN DASH}"
 

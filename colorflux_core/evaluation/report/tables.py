@@ -5,41 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..benchmark.sets import BenchmarkSet
-from ..scores import Score
+from ..scores import TRUTH, Column, Score
 from .statistics import Comparison, Interval, Values, compare, mean_interval, mean_of
-
-TRUTH = "truth"
-"""The method whose scores are the color photos' own; it has the last row and competes with none."""
-
-ARROWS = {"higher": "↑", "lower": "↓", "truth": "→"}
-
-
-@dataclass(frozen=True)
-class Column:
-    """A metric, as its readers meet it.
-
-    ``truth`` as direction: the best is what comes closest to the value of the color photo itself.
-    """
-
-    key: str
-    title: str
-    direction: Literal["higher", "lower", "truth"]
-    unit: str = ""
-    explanation: str = ""
-
-    @property
-    def arrow(self) -> str:
-        return ARROWS[self.direction]
-
-    @property
-    def heading(self) -> str:
-        unit = f" ({self.unit})" if self.unit else ""
-        return f"{self.title}{unit} {self.arrow}"
 
 
 class Cell(NamedTuple):

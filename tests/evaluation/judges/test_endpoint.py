@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.evaluation.judges.asking import Verdicts, judge_methods
 from colorflux_core.evaluation.judges.endpoint import Endpoint, read_api_key
 from colorflux_core.evaluation.judges.qwen_score import ASPECTS, QWEN_SCORE
+from colorflux_core.evaluation.judges.runner import Verdicts, judge_methods
 from colorflux_core.evaluation.judges.template import Template
 from tests.evaluation.judges.judge_server import (
     Asked,
@@ -339,7 +339,7 @@ def test_a_damaged_result_is_missing_and_nothing_else(tmp_path: Path) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from colorflux_core.evaluation.judges.asking import judge_methods
+from colorflux_core.evaluation.judges.runner import judge_methods
 from colorflux_core.evaluation.judges.endpoint import Endpoint
 from colorflux_core.evaluation.judges.qwen_score import QWEN_SCORE
 from colorflux_core.evaluation.benchmark.methods import Method

@@ -21,10 +21,10 @@ from transformers import (
 )
 
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.evaluation.judges.asking import judge_methods
 from colorflux_core.evaluation.judges.local import LocalModel
 from colorflux_core.evaluation.judges.nr_iqa import Q_INSIGHT
 from colorflux_core.evaluation.judges.qwen_score import QWEN_SCORE
+from colorflux_core.evaluation.judges.runner import judge_methods
 from colorflux_core.evaluation.judges.template import Turn
 from tests.evaluation.judges.judge_server import colorized, made
 

@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from colorflux_core.evaluation.judges.asking import Verdicts, judge_methods
 from colorflux_core.evaluation.judges.deqa import serve
 from colorflux_core.evaluation.judges.endpoint import Endpoint
 from colorflux_core.evaluation.judges.judge import Judge
 from colorflux_core.evaluation.judges.nr_iqa import DEQA, Q_INSIGHT, VISUALQUALITY_R1
+from colorflux_core.evaluation.judges.runner import Verdicts, judge_methods
 from tests.evaluation.judges.judge_server import colorized, made, serving
 
 

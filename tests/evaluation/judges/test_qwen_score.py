@@ -10,9 +10,9 @@ import pytest
 
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.evaluation.judges import JUDGES
-from colorflux_core.evaluation.judges.asking import judge_methods
 from colorflux_core.evaluation.judges.endpoint import Endpoint
 from colorflux_core.evaluation.judges.qwen_score import ASPECTS, QWEN_SCORE
+from colorflux_core.evaluation.judges.runner import judge_methods
 from colorflux_core.evaluation.judges.template import Template, Turn, read_template
 from tests.evaluation.judges.judge_server import colorized, made, serving, six
 

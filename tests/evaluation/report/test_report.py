@@ -17,8 +17,8 @@ from colorflux_core.evaluation.benchmark.sets import BenchmarkSet, Item
 from colorflux_core.evaluation.report.report_page import telling_images, whiskers
 from colorflux_core.evaluation.report.sheets import INPUT
 from colorflux_core.evaluation.report.table_text import MISSING, number
-from colorflux_core.evaluation.report.tables import TRUTH, Column, blocks, compare_rows
-from colorflux_core.evaluation.scores import Score, read_scores
+from colorflux_core.evaluation.report.tables import blocks, compare_rows
+from colorflux_core.evaluation.scores import TRUTH, Column, Score, read_scores
 from tests.evaluation.report.report_runs import COLUMNS, NASTY, NASTY_TOO, Run, report_run
 
 DECIMALS = {"richness": 2, "error": 2, "tone": 2, "fid": 4}

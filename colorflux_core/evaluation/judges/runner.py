@@ -21,7 +21,7 @@ from ..scores import Score
 from .backend import Ask, Backend, NoVerdict, Unanswered
 from .judge import Judge
 from .limits import ATTEMPTS, PATIENCE
-from .replies import Reading
+from .parsing import Reading
 from .template import Turn
 
 
