@@ -32,9 +32,10 @@ COMMANDS = {"sets": ".sets_command", "run": ".run_command", "study": ".study.com
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
+    """Run the command line and return the exit status.
 
-    Raises SystemExit where argparse does: for --help and for arguments that cannot be parsed.
+    Raises:
+        SystemExit: by argparse, for --help and for invalid arguments.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -44,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         tell(f"{PROG}: error: there is no command {name!r}: take sets, run or study")
         return REFUSED
-    # The commands need different libraries: each imports its own.
+    # Imported on demand, because each command needs different libraries.
     command = import_module(COMMANDS[name], __package__)
     args = command.parse(arguments[1:])
-    with logging_redirect_tqdm():  # A warning gets a line of its own, above the progress bar.
+    with logging_redirect_tqdm():  # Print warnings above the progress bar.
         return exit_status(f"{PROG} {name}", lambda: command.run(args), extra="evaluation")
 
 

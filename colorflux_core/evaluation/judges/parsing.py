@@ -1,4 +1,4 @@
-"""What a judge's reply says. A number that is not plainly there is not guessed."""
+"""Parsing of judge replies. An ambiguous or missing number is never guessed."""
 
 from __future__ import annotations
 
@@ -12,64 +12,64 @@ ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 class Reading(NamedTuple):
-    """The values of a judge's metrics, by name, and why the judge gave them."""
+    """A judge's scores by metric name, and its reasoning."""
 
     values: dict[str, float]
     rationale: str
 
 
 def read_aspects(reply: str, metrics: Mapping[str, str], low: float, high: float) -> Reading | None:
-    """A JSON object that has a number from ``low`` to ``high`` for every aspect.
+    """Parse a JSON object with a number from ``low`` to ``high`` for every aspect.
 
-    Prose and fences around it do not matter; a number may be a string. There may be a
-    ``rationale``.
+    Surrounding prose and code fences are ignored, and numbers may be strings. The object may have
+    a ``rationale``.
 
     Args:
-        reply: The judge's.
-        metrics: By aspect, as the object calls it, the metric's name.
-        low: The least number.
-        high: The greatest number.
+        reply: The judge's reply.
+        metrics: Maps the object's keys to metric names.
+        low: The lowest valid number.
+        high: The highest valid number.
 
     Returns:
-        None when there is no such object, or there are several that differ.
+        The scores, or None if there is no such object or several contradict each other.
     """
-    thought, said = split_thought(reply)
-    found = [each for each in json_objects(said) if metrics.keys() <= each.keys()]
+    thinking, text = split_thinking(reply)
+    found = [each for each in json_objects(text) if metrics.keys() <= each.keys()]
     values = [
         {name: number(each[key], low, high) for key, name in metrics.items()} for each in found
     ]
-    agreed = sole(values)
+    agreed = consensus(values)
     if agreed is None or None in agreed.values():
         return None
-    reason = found[-1].get("rationale", thought)
+    reason = found[-1].get("rationale", thinking)
     return Reading(agreed, reason if isinstance(reason, str) else json.dumps(reason))
 
 
 def read_rating(reply: str, metric: str, low: float, high: float) -> Reading | None:
-    """One number from ``low`` to ``high``, or a JSON object that has it as ``rating``.
+    """Parse a number from ``low`` to ``high``, or a JSON object with the number under ``rating``.
 
-    It is the whole reply, or between ``<answer>`` tags; thoughts between ``<think>`` tags are the
-    rationale. None when there is no such number, or there are several that differ.
+    The number is the full reply or is inside ``<answer>`` tags. Text inside ``<think>`` tags is
+    the rationale. Returns None if there is no such number or several contradict each other.
     """
-    thought, said = split_thought(reply)
+    thinking, text = split_thinking(reply)
     ratings = [
         number(rating, low, high)
-        for answer in ANSWER.findall(said) or [said]
+        for answer in ANSWER.findall(text) or [text]
         for rating in [each.get("rating") for each in json_objects(answer)] or [answer]
     ]
-    rating = sole(ratings)
-    return None if rating is None else Reading({metric: rating}, thought)
+    rating = consensus(ratings)
+    return None if rating is None else Reading({metric: rating}, thinking)
 
 
-def split_thought(reply: str) -> tuple[str, str]:
-    """What was thought and what was said; a thought that does not end leaves nothing said."""
-    thought, _, said = reply.rpartition("</think>")
-    said, _, unfinished = said.partition("<think>")
-    return (thought + unfinished).replace("<think>", "").strip(), said
+def split_thinking(reply: str) -> tuple[str, str]:
+    """Split a reply into (thinking, answer); an unclosed ``<think>`` leaves the answer empty."""
+    thinking, _, answer = reply.rpartition("</think>")
+    answer, _, unfinished = answer.partition("<think>")
+    return (thinking + unfinished).replace("<think>", "").strip(), answer
 
 
 def json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """The outermost JSON objects in a text; one that names a key twice is none."""
+    """Yield the outermost JSON objects in a text, except those with duplicate keys."""
     start = text.find("{")
     while start >= 0:
         try:
@@ -82,18 +82,20 @@ def json_objects(text: str) -> Iterator[dict[str, Any]]:
         start = text.find("{", end)
 
 
-def unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a dictionary from pairs; raises ValueError for a duplicate key."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("duplicate key")
     return found
 
 
-# Not strict: line breaks in a rationale are common.
-DECODER = json.JSONDecoder(object_pairs_hook=unambiguous, strict=False)
+# Not strict, because rationales often contain raw line breaks.
+DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, strict=False)
 
 
 def number(value: object, low: float, high: float) -> float | None:
+    """Return ``value`` as a float if it is a number, or a string of one, in [low, high]."""
     if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -101,6 +103,6 @@ def number(value: object, low: float, high: float) -> float | None:
     return float(value) if low <= value <= high else None
 
 
-def sole(values: list[Any]) -> Any:
-    """What all of them are; None when they differ or there are none."""
+def consensus(values: list[Any]) -> Any:
+    """Return the common value; None if the values differ or the list is empty."""
     return values[0] if values and all(value == values[0] for value in values) else None

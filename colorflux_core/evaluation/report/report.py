@@ -24,7 +24,7 @@ from ..benchmark.sets import BenchmarkSet
 from ..rows import write_file, write_rows
 from ..scores import TRUTH, Column, Score, write_scores
 from . import table_text
-from .report_page import Page, Rationales, Section, telling_images
+from .report_page import Page, Rationales, Section, most_different_images
 from .sheets import INPUT, Strip, contact_sheet, jpeg, strip
 from .tables import Block, blocks, compare_rows
 
@@ -122,7 +122,7 @@ def reference_among(rows: Sequence[str], reference: str | None) -> str:
 def _strips(block: Block, methods: Mapping[str, Method], count: int) -> Iterator[Strip]:
     results = {row: method.results(block.set) for row, method in methods.items()}
     for index in tqdm(
-        telling_images(block, count), unit="image", desc=f"pictures {block.set.name}"
+        most_different_images(block, count), unit="image", desc=f"pictures {block.set.name}"
     ):
         item = block.set.items[index]
         yield strip(item, {row: found.get(item.name) for row, found in results.items()}, TRUTH)

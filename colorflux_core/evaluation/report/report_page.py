@@ -58,7 +58,7 @@ class Page:
         )
 
 
-def telling_images(block: Block, count: int) -> list[int]:
+def most_different_images(block: Block, count: int) -> list[int]:
     """A third of them the set's first, the others those whose scores spread most over the methods.
 
     The spread is the standard deviation over the rows, relative to the metric's mean spread.
@@ -86,13 +86,13 @@ class ImageRow(NamedTuple):
 def image_rows(block: Block, count: int) -> Iterator[ImageRow]:
     """Of so many images of the set, the most telling ones."""
     values = {key: over_seeds(array) for key, array in block.values.items()}
-    for index in telling_images(block, count):
+    for index in most_different_images(block, count):
         for row in block.rows:
             of_row = [float(values[row, column.key][index]) for column in block.image_columns]
             yield ImageRow(block.set.items[index].name, row, of_row)
 
 
-class Whisker(NamedTuple):
+class ForestMark(NamedTuple):
     """A difference drawn on a line from 0 to 100 with no difference at 50; right is better."""
 
     low: float
@@ -105,7 +105,7 @@ class Whisker(NamedTuple):
         return "better" if self.low > 50 else "worse" if self.high < 50 else "open"
 
 
-def whiskers(compared: Sequence[Compared]) -> dict[tuple[str, str], Whisker]:
+def forest_marks(compared: Sequence[Compared]) -> dict[tuple[str, str], ForestMark]:
     """By metric and method; each metric has a scale of its own."""
     reach: dict[str, float] = {}
     for line in compared:
@@ -117,15 +117,15 @@ def whiskers(compared: Sequence[Compared]) -> dict[tuple[str, str], Whisker]:
         scale = sign * 48 / (reach[line.column.key] or 1)
         mean, low, high = (50 + scale * value for value in line.comparison.difference)
         low, high = sorted([low, high])
-        drawn[line.column.key, line.method] = Whisker(low, mean, high, line.comparison)
+        drawn[line.column.key, line.method] = ForestMark(low, mean, high, line.comparison)
     return drawn
 
 
-def verdicts(drawn: Mapping[tuple[str, str], Whisker]) -> dict[str, Counter[str]]:
+def count_verdicts(drawn: Mapping[tuple[str, str], ForestMark]) -> dict[str, Counter[str]]:
     """By method, by how many metrics it is better, worse, or neither for sure."""
     counted: dict[str, Counter[str]] = {}
-    for (_, method), whisker in drawn.items():
-        counted.setdefault(method, Counter(better=0, worse=0, open=0))[whisker.verdict] += 1
+    for (_, method), mark in drawn.items():
+        counted.setdefault(method, Counter(better=0, worse=0, open=0))[mark.verdict] += 1
     return counted
 
 
@@ -144,8 +144,8 @@ def _templates() -> jinja2.Environment:
         "NO_RESULT": NO_RESULT,
         "TRUTH": TRUTH,
         "image_rows": image_rows,
-        "whiskers": whiskers,
-        "verdicts": verdicts,
+        "forest_marks": forest_marks,
+        "count_verdicts": count_verdicts,
     }
     environment.filters |= {"data_uri": _data_uri, "markdown": table_text.escape_markdown}
     return environment

@@ -74,7 +74,7 @@ def strip(item: Item, results: Mapping[str, Path | None], truth: str) -> Strip:
     whole = {INPUT: given} | {name: _result(path, given.size) for name, path in files.items()}
     made = [picture for name in results if (picture := whole[name])]
     others = [picture for name in (truth, INPUT) if (picture := whole.get(name))]
-    box = telling_box(made if len(made) > 1 else [*made, *others][:2])
+    box = most_different_box(made if len(made) > 1 else [*made, *others][:2])
     return Strip(
         item.name,
         box,
@@ -83,7 +83,7 @@ def strip(item: Item, results: Mapping[str, Path | None], truth: str) -> Strip:
     )
 
 
-def telling_box(pictures: Sequence[Image.Image]) -> Box:
+def most_different_box(pictures: Sequence[Image.Image]) -> Box:
     """Where the colors (CbCr) of pictures of one size differ most within a window.
 
     A difference that the whole window has in common, such as of a sky's blue, is seen without

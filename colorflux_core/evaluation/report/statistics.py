@@ -109,9 +109,9 @@ def _interval(parts: Sequence[Values], seed: int) -> Interval:
     parts = [part[:, has_value] for part in parts]
     total = np.zeros((1, len(of_images)))
     for index, part in enumerate(parts, start=1):
-        drawn = draws(len(part), seed, index) if len(part) > 1 else np.ones((1, 1))
+        drawn = bootstrap_counts(len(part), seed, index) if len(part) > 1 else np.ones((1, 1))
         total = total + _means(drawn, part)
-    images = draws(len(of_images), seed, 0)
+    images = bootstrap_counts(len(of_images), seed, 0)
     resampled = _means(images, total.T)[:, 0] if len(total) == 1 else _row_means(images, total)
     low, high = np.nanquantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     widening = student_over_normal([of_images, *(over_seeds(part.T) for part in parts)])
@@ -119,7 +119,7 @@ def _interval(parts: Sequence[Values], seed: int) -> Interval:
 
 
 @lru_cache(maxsize=4)  # the metrics of one set share them
-def draws(count: int, seed: int, stream: int) -> Values:
+def bootstrap_counts(count: int, seed: int, stream: int) -> Values:
     """How often each of ``count`` is among ``count - 1`` drawn: (resamples, count)."""
     rng = np.random.default_rng([seed, stream])
     drawn = rng.integers(count, size=(RESAMPLES, count - 1))

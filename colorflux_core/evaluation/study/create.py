@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ...errors import ColorFluxError
 from ...photos.photo import load_photo, save_photo
 from ...photos.resize import Resizing, Size
-from ..benchmark.methods import Method, require_clear_sets
+from ..benchmark.methods import Method, require_results
 from ..benchmark.sets import BenchmarkSet, Item
 from .study import FILE, IMAGES, Shown, Study, picture_path, write_study
 
@@ -46,7 +46,7 @@ def create_study(
     if (folder / FILE).exists():
         raise ColorFluxError(f"{folder} is a study already: serve it, or choose another with -o")
     for method in methods:
-        require_clear_sets(method, [*sets])
+        require_results(method, [*sets])
     compared = [
         (benchmark.name, item, results)
         for benchmark in sets

@@ -42,14 +42,14 @@ def plan(
         limit: At most so many pairs, as balanced as a whole study; None is every pair once.
     """
     rng = random.Random(repr(seed))
-    pairs = [*every_pair(methods_of, reference)]
+    pairs = [*all_pairs(methods_of, reference)]
     rng.shuffle(pairs)
     if limit is not None:
         pairs = balanced(pairs, limit)
     return spaced(with_sides(pairs, rng), rng)
 
 
-def every_pair(
+def all_pairs(
     methods_of: Mapping[tuple[str, str], Sequence[str]], reference: str | None
 ) -> Iterator[Pair]:
     """Each pair of results for the same image, the reference among them; sides mean nothing yet."""

@@ -11,12 +11,12 @@ from ..report.table_text import MISSING, escape_markdown, markdown_lines
 from ..rows import write_file, write_rows
 from .results import (
     Bounds,
-    Given,
+    Response,
     WinRate,
     agreement,
-    left_share,
-    read_given,
-    strengths,
+    bradley_terry,
+    position_bias,
+    read_responses,
     wilson,
     win_rates,
 )
@@ -27,7 +27,7 @@ INTERVALS = ("wilson_low", "wilson_high", "crossed_low", "crossed_high")
 
 EXPLANATION = """\
 A tie counts as half a win. Both intervals are at 95 %. Wilson's takes every answer for a toss of
-its own. The bootstrap draws participants and photos anew: it says how far the rate would hold for
+its own. The bootstrap bootstrap_counts participants and photos anew: it says how far the rate would hold for
 other people and other photos, and rather errs on the wide side.
 """
 
@@ -39,7 +39,7 @@ def write_results(folder: Path, output: Path) -> str:
         ColorFluxError: when the folder is no study, has no answers, or cannot be written to.
     """
     study = read_study(folder)
-    given = read_given(folder, study)
+    given = read_responses(folder, study)
     rates = win_rates(study, given)
     text = markdown(study, given, rates)
     write_rows(output / "results.csv", (*COLUMNS, *INTERVALS), map(csv_row, rates))
@@ -50,12 +50,12 @@ def write_results(folder: Path, output: Path) -> str:
 
 def csv_row(rate: WinRate) -> list[object]:
     """A bound that does not exist is an empty cell."""
-    bounds = ("" if math.isnan(bound) else bound for bound in (*rate.wilson, *rate.crossed))
+    bounds = ("" if math.isnan(bound) else bound for bound in (*rate.wilson, *rate.bootstrap))
     return [*rate[:6], rate.rate, *bounds]
 
 
-def markdown(study: Study, given: Sequence[Given], rates: Sequence[WinRate]) -> str:
-    answered: dict[str, list[Given]] = {}
+def markdown(study: Study, given: Sequence[Response], rates: Sequence[WinRate]) -> str:
+    answered: dict[str, list[Response]] = {}
     for one in given:
         answered.setdefault(one.participant, []).append(one)
     finished = sum(len(theirs) == len(study.plan(name)) for name, theirs in answered.items())
@@ -73,7 +73,7 @@ def markdown(study: Study, given: Sequence[Given], rates: Sequence[WinRate]) -> 
                     f"{rate.wins} : {rate.ties} : {rate.losses}",
                     percent(rate.rate),
                     between(rate.wilson),
-                    between(rate.crossed),
+                    between(rate.bootstrap),
                 )
                 for rate in rates
             ),
@@ -81,7 +81,7 @@ def markdown(study: Study, given: Sequence[Given], rates: Sequence[WinRate]) -> 
         EXPLANATION,
     ]
     if study.reference is None:
-        ranking = sorted(strengths(study, given).items(), key=lambda item: -item[1])
+        ranking = sorted(bradley_terry(study, given).items(), key=lambda item: -item[1])
         parts += [
             "## Strengths\n",
             table(("Method", "Strength"), ((name, f"{value:+.2f}") for name, value in ranking)),
@@ -93,7 +93,7 @@ def markdown(study: Study, given: Sequence[Given], rates: Sequence[WinRate]) -> 
         table(
             ("Participant", "Answered", "Chose the left picture"),
             (
-                (name, f"{len(theirs)} of {len(study.plan(name))}", share(*left_share(theirs)))
+                (name, f"{len(theirs)} of {len(study.plan(name))}", share(*position_bias(theirs)))
                 for name, theirs in answered.items()
             ),
         )
@@ -101,8 +101,8 @@ def markdown(study: Study, given: Sequence[Given], rates: Sequence[WinRate]) -> 
     return "\n".join(parts)
 
 
-def checks(given: Sequence[Given]) -> Iterable[str]:
-    left, decided = left_share(given)
+def checks(given: Sequence[Response]) -> Iterable[str]:
+    left, decided = position_bias(given)
     yield (
         f"- The left picture was chosen in {share(left, decided)} of the answers that are no ties"
         f" ({between(wilson(left, decided))}); sides are balanced, so without a habit it is 50 %."

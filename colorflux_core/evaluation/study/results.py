@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ColorFluxError
-from ..report.statistics import LEVEL, draws, student_over_normal
+from ..report.statistics import LEVEL, bootstrap_counts, student_over_normal
 from .answers import Answer, answers_path, participants, read_answers
 from .study import Study
 
 
-class Given(NamedTuple):
+class Response(NamedTuple):
     """An answer, and who gave it."""
 
     participant: str
@@ -49,7 +49,7 @@ class WinRate(NamedTuple):
     wilson: Bounds
     """As if each answer were a coin toss of its own."""
 
-    crossed: Bounds
+    bootstrap: Bounds
     """Of a bootstrap over participants and images, for other people and other photos."""
 
     @property
@@ -61,10 +61,10 @@ class WinRate(NamedTuple):
         return (self.wins + self.ties / 2) / self.answers
 
 
-def read_given(folder: Path, study: Study) -> list[Given]:
+def read_responses(folder: Path, study: Study) -> list[Response]:
     """All answers that count. Raises ColorFluxError when there is none, or a file is damaged."""
     given = [
-        Given(name, answer)
+        Response(name, answer)
         for name in participants(folder)
         for answer in read_answers(answers_path(folder, name), study.plan(name))
     ]
@@ -73,7 +73,7 @@ def read_given(folder: Path, study: Study) -> list[Given]:
     return given
 
 
-def win_rates(study: Study, given: Sequence[Given]) -> list[WinRate]:
+def win_rates(study: Study, given: Sequence[Response]) -> list[WinRate]:
     """For all sets together, then for each: every matchup, without a reference every method too."""
     if study.reference is None:
         asked = [*((method, "") for method in study.methods), *combinations(study.methods, 2)]
@@ -88,7 +88,7 @@ def win_rates(study: Study, given: Sequence[Given]) -> list[WinRate]:
     return [rate for rate in rates if rate is not None]
 
 
-def win_rate(given: Sequence[Given], set: str, method: str, opponent: str) -> WinRate | None:
+def win_rate(given: Sequence[Response], set: str, method: str, opponent: str) -> WinRate | None:
     """None when nobody was asked."""
     asked = [
         (one, points(one.answer, method))
@@ -108,7 +108,7 @@ def win_rate(given: Sequence[Given], set: str, method: str, opponent: str) -> Wi
         values.count(0.5),
         values.count(0.0),
         wilson(sum(values), len(values)),
-        crossed(asked),
+        two_way_bootstrap(asked),
     )
 
 
@@ -132,7 +132,7 @@ def wilson(successes: float, trials: int) -> Bounds:
     return Bounds(max(0.0, center - half), min(1.0, center + half))
 
 
-def crossed(asked: Sequence[tuple[Given, float]]) -> Bounds:
+def two_way_bootstrap(asked: Sequence[tuple[Response, float]]) -> Bounds:
     """Of a pigeonhole bootstrap (Owen 2007): participants and photos are both drawn anew.
 
     With the corrections of ``mean_interval`` for few of either. It is careful:
@@ -145,7 +145,7 @@ def crossed(asked: Sequence[tuple[Given, float]]) -> Bounds:
     np.add.at(total, (rows, columns), [value for _, value in asked])
     np.add.at(times, (rows, columns), 1)
     drawn_people, drawn_photos = (
-        draws(count, 0, stream) if count > 1 else np.ones((1, 1))
+        bootstrap_counts(count, 0, stream) if count > 1 else np.ones((1, 1))
         for stream, count in enumerate(total.shape)
     )
     answers = np.sum(drawn_people @ times * drawn_photos, axis=1)
@@ -161,7 +161,7 @@ def crossed(asked: Sequence[tuple[Given, float]]) -> Bounds:
     )
 
 
-def strengths(study: Study, given: Sequence[Given]) -> dict[str, float]:
+def bradley_terry(study: Study, given: Sequence[Response]) -> dict[str, float]:
     """Bradley and Terry's (1952), as log odds against the average method.
 
     One tie of each two methods is added to the answers, so that a method that never lost has a
@@ -187,13 +187,13 @@ def strengths(study: Study, given: Sequence[Given]) -> dict[str, float]:
     return dict(zip(study.methods, log_strength.tolist(), strict=True))
 
 
-def left_share(given: Sequence[Given]) -> tuple[int, int]:
+def position_bias(given: Sequence[Response]) -> tuple[int, int]:
     """How often the left picture was chosen, of how many answers that are no ties."""
     decided = [one.answer.choice for one in given if one.answer.choice != "tie"]
     return decided.count("left"), len(decided)
 
 
-def agreement(given: Sequence[Given]) -> tuple[int, int]:
+def agreement(given: Sequence[Response]) -> tuple[int, int]:
     """How often two participants gave the same answer, of how often two had the same question."""
     by_question: dict[tuple[str, str, frozenset[str]], list[float]] = {}
     for one in given:

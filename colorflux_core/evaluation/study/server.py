@@ -100,11 +100,11 @@ class StudyServer(ThreadingTCPServer):
         parts = [part for part in path.split("/") if part]
         if not self.is_open:
             return parts
-        if not parts or not self.knows_token(parts[0]):
+        if not parts or not self.is_token(parts[0]):
             raise Refused(HTTPStatus.NOT_FOUND, "Ask for the study's whole address.")
         return parts[1:]
 
-    def knows_token(self, text: str) -> bool:
+    def is_token(self, text: str) -> bool:
         return secrets.compare_digest(text.encode(), self.study.token.encode())
 
     def get(self, path: str, query: dict[str, list[str]]) -> Reply:
@@ -119,7 +119,7 @@ class StudyServer(ThreadingTCPServer):
         raise Refused(HTTPStatus.NOT_FOUND)
 
     def state(self, who: str) -> dict[str, Any]:
-        name = named(who)
+        name = checked_name(who)
         plan = self.plan(name)
         shown = [(pair, self.shown[pair.set, pair.image]) for pair in plan]
         return {
@@ -135,7 +135,7 @@ class StudyServer(ThreadingTCPServer):
     def post(self, path: str, token: str, body: bytes) -> Reply:
         if self.parts(path) != ["answer"]:
             raise Refused(HTTPStatus.NOT_FOUND)
-        if not self.knows_token(token):
+        if not self.is_token(token):
             raise Refused(HTTPStatus.FORBIDDEN, "This page is of another study: load it again.")
         try:
             fields = json.loads(body)
@@ -145,7 +145,7 @@ class StudyServer(ThreadingTCPServer):
         allowed = CHOICES if self.study.ties else CHOICES - {"tie"}
         if not isinstance(who, str) or type(index) is not int or choice not in [*allowed]:
             raise Refused(HTTPStatus.BAD_REQUEST)
-        name = named(who)
+        name = checked_name(who)
         with self.saving:
             path_of_answers = answers_path(self.folder, name)
             return as_json({"answered": record(path_of_answers, self.plan(name), index, choice)})
@@ -210,7 +210,7 @@ def as_json(content: Any) -> Reply:
     return Reply(json.dumps(content).encode(), "application/json")
 
 
-def named(who: str) -> str:
+def checked_name(who: str) -> str:
     try:
         return participant_name(who)
     except ColorFluxError as error:

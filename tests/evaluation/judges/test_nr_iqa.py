@@ -118,7 +118,7 @@ def test_an_image_that_deqa_fails_on_is_missing(tmp_path: Path) -> None:
         verdicts = judged(DEQA, url, tmp_path, images=4)
     assert [score.value for score in verdicts.scores if not score.is_missing] == [1]
     assert ["no memory" in failure for failure in verdicts.failures].count(True) == 2
-    assert "none of 3 replies could be read" in " ".join(verdicts.failures)
+    assert "none of 3 replies could be parsed" in " ".join(verdicts.failures)
 
 
 def post(url: str, body: bytes, **headers: str) -> tuple[int, Any]:
@@ -152,7 +152,7 @@ def test_what_deqa_is_asked_wrongly() -> None:
             chat(f"data:image/png;base64,{image[:60]}"),
         ):
             status, answer = post(path, body)
-            assert (status, "no image to be read" in answer["error"]["message"]) == (400, True)
+            assert (status, "no readable image" in answer["error"]["message"]) == (400, True)
         assert post(f"{url}/embeddings", chat(f"data:image/png;base64,{image}"))[0] == 404
         assert post(path, b"", **{"Content-Length": str(10**12)})[0] == 413
         status, answer = post(path, chat(f"data:image/png;base64,{image}"))

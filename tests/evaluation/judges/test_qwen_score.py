@@ -87,7 +87,7 @@ def test_a_template_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ColorFluxError, match="is empty"):
         read_template(path, like=QWEN_SCORE.template)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ColorFluxError, match="is no UTF-8 text"):
+    with pytest.raises(ColorFluxError, match="is not UTF-8 text"):
         read_template(path, like=QWEN_SCORE.template)
 
 

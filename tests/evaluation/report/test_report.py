@@ -14,7 +14,7 @@ from PIL import Image
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.evaluation.benchmark.methods import Method
 from colorflux_core.evaluation.benchmark.sets import BenchmarkSet, Item
-from colorflux_core.evaluation.report.report_page import telling_images, whiskers
+from colorflux_core.evaluation.report.report_page import forest_marks, most_different_images
 from colorflux_core.evaluation.report.sheets import INPUT
 from colorflux_core.evaluation.report.table_text import MISSING, number
 from colorflux_core.evaluation.report.tables import blocks, compare_rows
@@ -274,9 +274,9 @@ def test_telling_images_are_the_first_and_those_that_methods_differ_on() -> None
         for apart in [5 + rng.random()]
     ]
     [block] = blocks(scores, COLUMNS, sets, ["a", "b"])
-    assert telling_images(block, 3) == [0, 8, 15]
-    assert telling_images(block, 0) == []
-    assert telling_images(block, 99) == [*range(20)]
+    assert most_different_images(block, 3) == [0, 8, 15]
+    assert most_different_images(block, 0) == []
+    assert most_different_images(block, 99) == [*range(20)]
 
 
 @pytest.mark.parametrize(("direction", "verdict"), [("higher", "worse"), ("lower", "better")])
@@ -290,6 +290,6 @@ def test_right_of_the_middle_is_better(direction: str, verdict: str) -> None:
     ]
     [block] = blocks(scores, [column], sets, ["a", "b"])
     compared = compare_rows(block, "a")
-    whisker = whiskers(compared)["error", "b"]
-    assert whisker.verdict == verdict
-    assert 0 < whisker.low < whisker.mean < whisker.high < 100
+    mark = forest_marks(compared)["error", "b"]
+    assert mark.verdict == verdict
+    assert 0 < mark.low < mark.mean < mark.high < 100

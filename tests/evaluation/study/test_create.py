@@ -177,7 +177,7 @@ def test_the_command_makes_what_it_is_asked_for(run: Run) -> None:
         (f"new bench -o x {METHODS} --pairs 0", "--pairs"),
         (f"new bench -o x {METHODS} --max-side -1", "--max-side"),
         (f"new ours -o x {METHODS}", "sets.csv"),
-        ("new bench -o x --method ours=ours --method gone=gone", "gone is no folder"),
+        ("new bench -o x --method ours=ours --method gone=gone", "gone is not a folder"),
         (f"new bench -o ours/wide.png/x {METHODS}", "-o"),
         ("serve nothing", "study new"),
         ("results nothing", "study new"),
@@ -214,7 +214,7 @@ def test_help_comes_without_torch(run: Run) -> None:
 
 
 def test_a_method_is_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(ColorFluxError, match="is no folder"):
+    with pytest.raises(ColorFluxError, match="is not a folder"):
         create_study(
             tmp_path / "study",
             [bench(tmp_path, "real", IMAGES)],

@@ -12,7 +12,7 @@ import pytest
 
 from colorflux_core.evaluation.study.answers import answers_path, read_answers
 from colorflux_core.evaluation.study.create import create_study
-from colorflux_core.evaluation.study.results import read_given, win_rates
+from colorflux_core.evaluation.study.results import read_responses, win_rates
 from colorflux_core.evaluation.study.study import read_study
 from tests.browser import launched
 from tests.evaluation.study.study_runs import bench, results, serving
@@ -137,7 +137,7 @@ def test_20_pairs_by_keyboard_killed_in_the_middle(
         watch.check(url)
 
     made = read_study(study)
-    for rate in win_rates(made, read_given(study, made)):
+    for rate in win_rates(made, read_responses(study, made)):
         signs = [
             (ours > theirs) - (ours < theirs)
             for ours, theirs in zip(
