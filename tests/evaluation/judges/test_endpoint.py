@@ -420,7 +420,7 @@ def test_a_cache_that_is_none(tmp_path: Path) -> None:
         bench.judged(by_number)
     assert scores.read_text() == "set,method\n"
     bench.cache = scores / "replies.jsonl"
-    with pytest.raises(ColorFluxError, match="cannot be written"):
+    with pytest.raises(ColorFluxError, match="cannot write"):
         bench.judged(by_number)
 
 
@@ -432,7 +432,7 @@ def test_a_cache_that_fails_in_the_middle_stops_it_all(tmp_path: Path) -> None:
         bench.cache.mkdir()
         return by_number(asked)
 
-    with pytest.raises(ColorFluxError, match="cannot be written"):
+    with pytest.raises(ColorFluxError, match="cannot write"):
         bench.judged(sabotage)
 
 

@@ -193,10 +193,10 @@ def test_a_folder_that_is_no_model(folder: Path, tmp_path: Path) -> None:
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    with pytest.raises(ColorFluxError, match="cannot be used as a Qwen"):
+    with pytest.raises(ColorFluxError, match="cannot be loaded as a Qwen"):
         reply(tiny(tmp_path), Turn("user", ("Well?",)))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ColorFluxError, match="cannot be used as a Qwen"):
+    with pytest.raises(ColorFluxError, match="cannot be loaded as a Qwen"):
         reply(tiny(tmp_path), Turn("user", ("Well?",)))
-    with pytest.raises(ColorFluxError, match="cannot be used as a Qwen"):
+    with pytest.raises(ColorFluxError, match="cannot be loaded as a Qwen"):
         reply(LocalModel(folder, device="nowhere"), Turn("user", ("Well?",)))

@@ -208,7 +208,9 @@ def test_nothing_but_missing_scores(tmp_path: Path) -> None:
     assert {(row["mean"], row["present"]) for row in table} == {("", "0")}
     Run(run.sets, run.methods, []).write(tmp_path / "empty")
     assert read(tmp_path / "empty" / "table.csv") == []
-    assert (tmp_path / "empty" / "report.html").read_text("utf-8").count("No method has a") == 2
+    assert (tmp_path / "empty" / "report.html").read_text("utf-8").count(
+        "No method has scores"
+    ) == 2
 
 
 def test_a_set_without_images_and_one_without_any_result(tmp_path: Path) -> None:

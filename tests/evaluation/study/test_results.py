@@ -209,11 +209,11 @@ def test_the_report_of_a_study(tmp_path: Path, reference: str | None) -> None:
     with pytest.raises(ColorFluxError, match="no answers yet"):
         write_results(folder, folder)
     for who in ("ab", "cd"):
-        for index, pair in enumerate(made.plan(who)[: 6 if who == "ab" else 3]):
+        for index, pair in enumerate(made.schedule(who)[: 6 if who == "ab" else 3]):
             choice = "tie" if pair.image == "photo0" else ("left", "right")[pair.right == "c"]
-            record(answers_path(folder, who), made.plan(who), index, choice)
+            record(answers_path(folder, who), made.schedule(who), index, choice)
     text = write_results(folder, tmp_path / "out")
-    assert "9 answers of 2 participants, of whom 1 finished" in text
+    assert "9 answers of 2 participants, 1 of whom finished" in text
     assert "| ab | 6 of 6 |" in text
     assert ("## Strengths" in text) == (reference is None)
     with (tmp_path / "out" / "results.csv").open(newline="") as file:
