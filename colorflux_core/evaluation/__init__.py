@@ -1,1 +1,1 @@
-"""Does it colorize well? Benchmark sets, metrics, judges, reports and user studies."""
+"""Evaluation of colorizations: benchmark sets, metrics, judges, reports and user studies."""

@@ -31,7 +31,11 @@ COMMANDS = {"sets": ".sets_command", "run": ".run_command", "study": ".study.com
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status. Raises SystemExit for ``--help``."""
+    """Run the command line and return the exit status.
+
+    Raises:
+        SystemExit: by argparse, for --help and for invalid arguments.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
@@ -40,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         tell(f"{PROG}: error: there is no command {name!r}: use sets, run or study")
         return REFUSED
-    # The commands need different libraries: each imports its own.
+    # Imported on demand, because each command needs different libraries.
     command = import_module(COMMANDS[name], __package__)
     with logging_redirect_tqdm():  # A warning gets a line of its own, above the progress bar.
         return exit_status(

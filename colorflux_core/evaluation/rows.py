@@ -1,4 +1,4 @@
-"""Tables of named tuples as CSV files."""
+"""Reading and writing of CSV tables and other result files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..files import atomic_write
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    """Raises ColorFluxError when the file, or its folder, cannot be written."""
+    """Write a CSV table; raises ColorFluxError if the file or its folder cannot be written."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -21,14 +21,18 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Iterable[objec
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
-    """Raises ColorFluxError when the file is missing, or has other columns."""
+    """Read the rows of a CSV table, without the header.
+
+    Raises:
+        ColorFluxError: if the file is missing, malformed or has other columns.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file, strict=True) if row]
     except OSError as error:
         raise ColorFluxError(f"cannot read {path}: {error.strerror}") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ColorFluxError(f"{path} is no CSV file: {error}") from error
+        raise ColorFluxError(f"{path} is not a CSV file: {error}") from error
     header, *rows = rows or [[]]
     if header != list(columns) or any(len(row) != len(columns) for row in rows):
         raise ColorFluxError(f"{path} is damaged: its columns must be {', '.join(columns)}")

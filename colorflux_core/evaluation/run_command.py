@@ -1,4 +1,4 @@
-"""``python -m colorflux_core.evaluation run``: methods on benchmark sets, and the report."""
+"""``python -m colorflux_core.evaluation run``: evaluate methods on benchmark sets."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .run_inputs import (
     ON_GPU,
     colorize_bundles,
     method,
-    require_known,
-    require_places,
-    scores_by_weights,
+    model_scores,
+    require_inputs,
+    require_known_scores,
 )
 
 if TYPE_CHECKING:
@@ -155,18 +155,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns the exit status.
+    """Evaluate the methods, write the report and return the exit status.
 
-    Raises ColorFluxError when something that was named cannot be used; where that can be known,
-    before the long work.
+    Raises:
+        ColorFluxError: if an input cannot be used; checked before the long work where possible.
     """
     from .benchmark.sets import chosen_sets, read_sets
-    from .judges.asking import judge_methods
+    from .judges.runner import judge_methods
     from .metrics.measure import measure
     from .metrics.metrics import COLUMNS
     from .report.report import reference_among, write_report
-    from .report.tables import Column
-    from .scores import read_scores
+    from .scores import Column, read_scores
 
     if args.output.exists() and not args.output.is_dir():
         raise ColorFluxError(f"{args.output} is a file: choose a folder with -o")
@@ -174,9 +173,9 @@ def run(args: argparse.Namespace) -> int:
     methods = [method(args, name, place) for name, place in args.method]
     reference = reference_among([known.name for known in methods], args.reference)
     given = [score for path in args.scores for score in read_scores(path)]
-    require_known(given, args.lower, sets, methods)
+    require_known_scores(given, args.lower, sets, methods)
     judges = list(chosen_judges(args))
-    require_places(args, methods, sets)
+    require_inputs(args, methods, sets)
     colorize_bundles(args, methods, sets)
 
     scores = measure(
@@ -184,10 +183,14 @@ def run(args: argparse.Namespace) -> int:
     )
     measured = {score.metric for score in scores}
     columns = [column for column in COLUMNS if column.key in measured]
-    for of_weights, more in scores_by_weights(args, sets, methods):
-        columns += of_weights
-        scores += more
-    facts = {"Command": args.words, "ColorFLUX": own_version(), "Resized": resized(scores)}
+    for more_columns, more_scores in model_scores(args, sets, methods):
+        columns += more_columns
+        scores += more_scores
+    facts = {
+        "Command": args.words,
+        "ColorFLUX": package_version(),
+        "Resized": resized_results(scores),
+    }
     rationales: dict[tuple[str, str, str], list[str]] = {}
     failures = [*missing_results(scores)]
     for judge, backend in judges:
@@ -202,7 +205,7 @@ def run(args: argparse.Namespace) -> int:
         )
         scores += verdicts.scores
         columns += [
-            Column(metric, metric, "higher", explanation=f"By the judge {judge.name}.")
+            Column(metric, metric, "higher", explanation=f"Scored by the judge {judge.name}.")
             for metric in judge.metrics
         ]
         for case, text in verdicts.rationales.items():
@@ -236,8 +239,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def missing_results(scores: Sequence[Score]) -> Iterator[str]:
-    """A line for each set of which a method has some results, but not all."""
-    from .report.tables import TRUTH
+    """Yield a line for each set for which a method has only part of the results."""
+    from .scores import TRUTH
 
     has: dict[tuple[str, str], list[bool]] = {}
     for score in scores:
@@ -248,16 +251,17 @@ def missing_results(scores: Sequence[Score]) -> Iterator[str]:
             yield f"{name}: {sum(present)} of {len(present)} results for {of}"
 
 
-def resized(scores: Sequence[Score]) -> str:
-    """How many results of which method had another size than the photo."""
+def resized_results(scores: Sequence[Score]) -> str:
+    """How many results of each method had another size than the photo."""
     from .metrics.metrics import RESIZED
 
     found = Counter(score.method for score in scores if score.metric == RESIZED and score.value > 0)
-    return ", ".join(f"{count} of {name}" for name, count in found.items()) or "no result"
+    return ", ".join(f"{count} of {name}" for name, count in found.items()) or "none"
 
 
-def own_version() -> str:
+def package_version() -> str:
+    """The version of the installed package, if it is installed."""
     try:
         return version("colorflux")
     except PackageNotFoundError:
-        return "run from its folder"
+        return "not installed, run from source"

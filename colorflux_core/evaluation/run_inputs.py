@@ -1,4 +1,4 @@
-"""What the flags of a run name: methods, their scores by other programs, weights of one's own."""
+"""The inputs of a run: methods, scores of other programs, and local model weights."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from ..errors import ColorFluxError
 if TYPE_CHECKING:
     from .benchmark.methods import Method
     from .benchmark.sets import BenchmarkSet
-    from .report.tables import Column
-    from .scores import Score
+    from .scores import Column, Score
 
 BUNDLE = "bundle:"
 ON_GPU = "bfloat16"
 
 
 def method(args: argparse.Namespace, name: str, place: str) -> Method:
-    """A bundle's results go into the report's folder."""
+    """Create the method of a ``--method NAME=PLACE``.
+
+    A bundle's results go to the report's folder.
+    """
     from .benchmark.methods import Method
 
     if not place.startswith(BUNDLE):
@@ -31,55 +33,57 @@ def method(args: argparse.Namespace, name: str, place: str) -> Method:
     return Method(name, args.output / "results" / re.sub(r"[^\w-]+", "-", name))
 
 
-def require_known(
+def require_known_scores(
     given: Sequence[Score],
     lower: Sequence[str],
     sets: Sequence[BenchmarkSet],
     methods: Sequence[Method],
 ) -> None:
-    """Raises ColorFluxError for scores of what is not compared here."""
-    from .report.tables import TRUTH
+    """Raise ColorFluxError if scores are for images or methods that are not in this run."""
+    from .scores import TRUTH
 
     images = {(of.name, image) for of in sets for image in ("", *(item.name for item in of.items))}
     names = {TRUTH, *(known.name for known in methods)}
     for score in given:
         if (score.set, score.image) not in images or score.method not in names:
             raise ColorFluxError(
-                f"--scores: here is no {score.set}/{score.image}, or no method {score.method}"
+                f"--scores: this run has no image {score.set}/{score.image} or no method"
+                f" {score.method}"
             )
     for metric in {*lower} - {score.metric for score in given}:
-        raise ColorFluxError(f"--lower {metric}: no file of --scores has it")
+        raise ColorFluxError(f"--lower {metric}: no --scores file has this metric")
 
 
-def require_places(
+def require_inputs(
     args: argparse.Namespace, methods: Sequence[Method], sets: Sequence[BenchmarkSet]
 ) -> None:
-    """Raises ColorFluxError for a bundle, results or weights that are not there."""
+    """Raise ColorFluxError if a bundle, results or weights are missing."""
     from ..bundles.bundle_config import open_bundle
-    from .benchmark.methods import require_clear_sets
+    from .benchmark.methods import require_results
 
     for known, (_, place) in zip(methods, args.method, strict=True):
         if place.startswith(BUNDLE):
             open_bundle(place.removeprefix(BUNDLE))
         else:
-            require_clear_sets(known, sets)
+            require_results(known, sets)
     if args.features is not None and not (args.features / "config.json").is_file():
         raise ColorFluxError(
-            f"--features {args.features} has no config.json: name a model's folder"
+            f"--features {args.features} has no config.json: pass a model's folder"
         )
     if args.lpips is not None and not args.lpips.is_file():
-        raise ColorFluxError(f"--lpips {args.lpips} is no file")
+        raise ColorFluxError(f"--lpips {args.lpips} is not a file")
 
 
 def colorize_bundles(
     args: argparse.Namespace, methods: Sequence[Method], sets: Sequence[BenchmarkSet]
 ) -> None:
+    """Colorize the sets with each bundle among the methods."""
     if not any(place.startswith(BUNDLE) for _, place in args.method):
         return
     quiet_libraries()
     from ..bundles.bundle import Bundle, load_bundle
     from ..bundles.bundle_config import find_bundle
-    from .benchmark.colorized import colorize_sets, of_files
+    from .benchmark.colorized import colorize_sets, file_stats
 
     device, dtype = device_and_dtype(args, ON_GPU)
 
@@ -91,14 +95,14 @@ def colorize_bundles(
     for known, (_, place) in zip(methods, args.method, strict=True):
         if place.startswith(BUNDLE):
             name = place.removeprefix(BUNDLE)
-            made_by = {**of_files(find_bundle(name)), "dtype": str(dtype)}
+            made_by = {**file_stats(find_bundle(name)), "dtype": str(dtype)}
             colorize_sets(partial(load, name), sets, known.folder, made_by)
 
 
-def scores_by_weights(
+def model_scores(
     args: argparse.Namespace, sets: Sequence[BenchmarkSet], methods: Sequence[Method]
 ) -> Iterator[tuple[list[Column], list[Score]]]:
-    """What --features and --lpips add."""
+    """Yield the columns and scores of --features and --lpips."""
     device, dtype = device_and_dtype(args, ON_GPU)
     cache = args.output / "features.jsonl"
     if args.features is not None:

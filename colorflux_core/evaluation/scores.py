@@ -1,21 +1,52 @@
-"""What every metric and judge makes, and every report is made of: one row for one image."""
+"""Scores and metric columns: the data format shared by metrics, judges and reports."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ..errors import ColorFluxError
 from .rows import read_rows, write_rows
 
+TRUTH = "truth"
+"""Name of the pseudo-method whose results are the color photos themselves. It has the last row of
+each table and is never ranked."""
+
+ARROWS = {"higher": "↑", "lower": "↓", "truth": "→"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric as a report shows it.
+
+    ``direction`` says which value is best: the highest, the lowest, or the one closest to the
+    value of the color photo itself.
+    """
+
+    key: str
+    title: str
+    direction: Literal["higher", "lower", "truth"]
+    unit: str = ""
+    explanation: str = ""
+
+    @property
+    def arrow(self) -> str:
+        return ARROWS[self.direction]
+
+    @property
+    def heading(self) -> str:
+        unit = f" ({self.unit})" if self.unit else ""
+        return f"{self.title}{unit} {self.arrow}"
+
 
 class Score(NamedTuple):
-    """One metric's value for one image of one method.
+    """The value of one metric for one method's result for one image.
 
-    ``value`` is NaN where there should be one and is none: the result is missing, a judge's reply
-    could not be read. ``image`` is empty for what only a whole set has, such as FID.
+    ``value`` is NaN if the value is missing: no result, an unreadable file, or a judge's reply
+    that could not be parsed. ``image`` is empty for metrics of a whole set, such as FID.
     """
 
     set: str
@@ -30,13 +61,21 @@ class Score(NamedTuple):
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
-    """As CSV; a missing value is an empty cell. Raises ColorFluxError when it cannot be written."""
+    """Write a CSV file; a missing value is an empty cell.
+
+    Raises:
+        ColorFluxError: if the file cannot be written.
+    """
     rows = ((*score[:-1], "" if score.is_missing else repr(score.value)) for score in scores)
     write_rows(path, Score._fields, rows)
 
 
 def read_scores(path: Path) -> list[Score]:
-    """Raises ColorFluxError for a file that is missing, or not what :func:`write_scores` writes."""
+    """Read a file written by :func:`write_scores`.
+
+    Raises:
+        ColorFluxError: if the file is missing or not in that format.
+    """
     try:
         scores = [
             Score(set, method, image, metric, float(value or math.nan))

@@ -1,4 +1,4 @@
-"""``python -m colorflux_core.evaluation sets``: benchmark sets from photos."""
+"""``python -m colorflux_core.evaluation sets``: build benchmark sets from photos."""
 
 from __future__ import annotations
 
@@ -97,24 +97,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns the exit status. Raises ColorFluxError as :func:`build_sets` does."""
+    """Build the sets and return the exit status; raises ColorFluxError as :func:`build_sets`."""
     recipe = Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)})
     if args.output.resolve() in {path.resolve() for path in (*args.photos, *args.old)}:
-        raise ColorFluxError(f"{args.output} holds the photos: choose another folder with -o")
+        raise ColorFluxError(f"{args.output} contains the photos: choose another folder with -o")
     photos, old = (photos_in(given, args.output) for given in (args.photos, args.old))
     left_out = build_sets(photos, old, args.output, recipe)
     for reason in left_out:
-        tell(f"left out: {reason}")
+        tell(f"skipped: {reason}")
     for benchmark in read_sets(args.output):
         tell(f"{benchmark.name}: {len(benchmark.items)} images")
     return SOME_FAILED if left_out else DONE
 
 
 def photos_in(given: Sequence[Path], output: Path) -> list[Path]:
-    """Each photo once, but none of a benchmark that lies in a folder of photos."""
+    """List each photo once, leaving out benchmarks stored inside a folder of photos."""
 
-    def of_benchmark(path: Path, top: Path) -> bool:
+    def in_benchmark(path: Path, top: Path) -> bool:
         return any((above / MANIFEST).is_file() for above in path.parents if top in above.parents)
 
     found = [(path, top) for top in given for path, _ in find_photos(top, leave_out=output)]
-    return list(dict.fromkeys(path for path, top in found if not of_benchmark(path, top)))
+    return list(dict.fromkeys(path for path, top in found if not in_benchmark(path, top)))

@@ -1,4 +1,4 @@
-"""docs/evaluation.md says of each metric and judge what the code does."""
+"""docs/evaluation.md describes each metric and judge as the code does."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from colorflux_core.evaluation.metrics.metrics import METRICS, Metric
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-BETTER = {"higher": "more", "lower": "less", "truth": "the truth's"}
+BETTER = {"higher": "higher", "lower": "lower", "truth": "closest to truth"}
 AGAINST = {
     "nothing": "",
     "input": "the gray image",
     "truth": "the photo",
-    "before": "the frame before",
+    "before": "the previous frame",
 }
 
 

@@ -130,7 +130,7 @@ def test_a_judge_that_cannot_be_read_is_missing_and_said(run: Run) -> None:
         )
         assert len(server.asked) == 3
     assert status == 1
-    assert any("grandma" in line and "could be read" in line for line in lines)
+    assert any("grandma" in line and "could be parsed" in line for line in lines)
     assert np.isnan(scores("OA")["real", "Gray", "grandma"])
 
 
@@ -173,8 +173,8 @@ def test_scores_of_what_is_not_compared(run: Run, score: Score) -> None:
         ("", ["--method"]),
         ("--method Gray", ["NAME=PLACE"]),
         ("--method Gray=bench --method Gray=others", ["same name"]),
-        ("--method Gray=nowhere", ["nowhere", "no folder of results"]),
-        ("--method Gray=photos", ["for which set"]),
+        ("--method Gray=nowhere", ["nowhere", "is not a folder"]),
+        ("--method Gray=photos", ["match several sets"]),
         ("--method A=bundle:nowhere", ["nowhere"]),
         ("--method Gray=bench --set other", ["other", "synthesized, augmented, real"]),
         ("--method Gray=bench --reference Ours", ["Ours", "--reference"]),

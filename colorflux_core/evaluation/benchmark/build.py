@@ -1,4 +1,4 @@
-"""Benchmark sets from photos: the same files in every build."""
+"""Build benchmark sets from photos, deterministically."""
 
 from __future__ import annotations
 
@@ -23,37 +23,39 @@ from .sets import KINDS, MANIFEST, Row, digest, eight_bit, to_uint8
 
 @dataclass(frozen=True)
 class Recipe:
-    """How color photos become sets.
+    """How color photos become benchmark sets.
 
-    The paper does not say how strong the fading of its augmented set is: here it is the range of
-    both Pro-DPO stages.
+    The paper does not state the fading strength of its augmented set; the default is the combined
+    range of both Pro-DPO stages.
     """
 
     seed: int = 0
     fading_low: float = 0.5
     fading_high: float = 0.95
     max_side: int = 0
-    """Photos are shrunk to this, at their long side; 0 leaves them as they are."""
+    """Maximum long side in pixels; larger photos are shrunk, 0 keeps their size."""
 
     square: int = 0
-    """Photos are squashed to a square of this side, as a model's canvas may be; 0 does not."""
+    """Side of a square all photos are resized to, like a square model canvas; 0 keeps the shape."""
 
 
 def build_sets(
     photos: Sequence[Path], old_photos: Sequence[Path], folder: Path, recipe: Recipe
 ) -> list[str]:
-    """Write the sets of these photos: color ones for the first two, old ones for ``real``.
+    """Write ``synthesized`` and ``augmented`` from color photos, and ``real`` from old photos.
+
+    Replaces an earlier build in ``folder``.
 
     Returns:
-        Why each photo that was left out was: it cannot be read, or is gray and can be no truth.
+        One line for each skipped photo: it cannot be read, or it is gray and so has no true colors.
 
     Raises:
-        ColorFluxError: when nothing is left, two photos have the same name, or the folder cannot
-            be written.
+        ColorFluxError: if no photo is left, two photos have the same name, or the folder cannot be
+            written.
     """
-    require_own_names(photos)
-    require_own_names(old_photos)
-    forget_build(folder)
+    require_unique_names(photos)
+    require_unique_names(old_photos)
+    remove_build(folder)
     rows: list[Row] = []
     left_out: list[str] = []
     todo = [(path, write_color_photo) for path in photos]
@@ -65,18 +67,18 @@ def build_sets(
             left_out.append(str(error))
             continue
         if write is write_color_photo and tone_of(photo) != "color":
-            left_out.append(f"{path} has no colors to compare with")
+            left_out.append(f"{path} is gray, so it has no true colors")
             continue
         rows += write(photo, folder, recipe)
     if not rows:
-        raise ColorFluxError(f"no photo is left for a benchmark set; the first: {left_out[0]}")
+        raise ColorFluxError(f"no usable photo for a benchmark set; the first one: {left_out[0]}")
     rows.sort(key=lambda row: (KINDS.index(row.set), row.name))
     write_rows(folder / MANIFEST, Row._fields, rows)
     return left_out
 
 
-def forget_build(folder: Path) -> None:
-    """Remove what an earlier build wrote, its manifest first: half a build is none."""
+def remove_build(folder: Path) -> None:
+    """Remove an earlier build, manifest first, so that no partial build looks complete."""
     try:
         rows = [Row(*row) for row in read_rows(folder / MANIFEST, Row._fields)]
     except ColorFluxError:
@@ -88,7 +90,7 @@ def forget_build(folder: Path) -> None:
 
 
 def write_color_photo(photo: Photo, folder: Path, recipe: Recipe) -> Iterator[Row]:
-    """One photo's truth, and its images in both sets."""
+    """Write a photo's truth and its images in both sets; yield their manifest rows."""
     name = photo.path.stem
     true = resized(Image.fromarray(eight_bit(photo)), recipe)
     fading = fading_of(name, recipe)
@@ -98,7 +100,7 @@ def write_color_photo(photo: Photo, folder: Path, recipe: Recipe) -> Iterator[Ro
         yield Row(
             kind,
             name,
-            write_png(folder, f"{kind}/{name}.png", in_gray(image)),
+            write_png(folder, f"{kind}/{name}.png", to_gray(image)),
             truth,
             str(recipe.seed) if kind == "augmented" else "",
             factors(fading) if kind == "augmented" else "",
@@ -108,6 +110,7 @@ def write_color_photo(photo: Photo, folder: Path, recipe: Recipe) -> Iterator[Ro
 
 
 def write_old_photo(photo: Photo, folder: Path, recipe: Recipe) -> Iterator[Row]:
+    """Write an old photo to the set ``real``; yield its manifest row."""
     name = photo.path.stem
     image = resized(Image.fromarray(eight_bit(photo)), recipe)
     written = write_png(folder, f"real/{name}.png", image)
@@ -115,17 +118,19 @@ def write_old_photo(photo: Photo, folder: Path, recipe: Recipe) -> Iterator[Row]
 
 
 def fading_of(name: str, recipe: Recipe) -> Fading:
-    """Of the photo's name and the seed alone, so that other photos do not change it."""
+    """Sample a fading that depends only on the photo's name and the seed, not on other photos."""
     return sample_fading(
         random.Random(f"{recipe.seed}/{name}"), recipe.fading_low, recipe.fading_high
     )
 
 
 def factors(fading: Fading) -> str:
+    """Format a fading for the manifest, such as ``contrast 0.7310 brightness 0.9000``."""
     return " ".join(f"{operation} {factor:.4f}" for operation, factor in fading.steps)
 
 
 def resized(image: Image.Image, recipe: Recipe) -> Image.Image:
+    """Apply ``square`` or ``max_side``."""
     if recipe.square:
         return image.resize((recipe.square, recipe.square), Image.Resampling.LANCZOS)
     longest = max(image.size)
@@ -135,22 +140,22 @@ def resized(image: Image.Image, recipe: Recipe) -> Image.Image:
     return image
 
 
-def in_gray(image: Image.Image) -> Image.Image:
-    """BT.601 luma in three equal channels: what a gray scan would hold, in 8 bits."""
+def to_gray(image: Image.Image) -> Image.Image:
+    """Convert to 8-bit BT.601 luma in three equal channels, like a gray scan."""
     rgb = unit_range(torch.from_numpy(np.array(image)).permute(2, 0, 1))
     return Image.fromarray(to_uint8(grayscale(rgb)))
 
 
 def write_png(folder: Path, name: str, image: Image.Image) -> str:
-    """The name, under which the image is in the folder."""
+    """Write an image and return ``name``, its path relative to the folder."""
     encoded = io.BytesIO()
     image.save(encoded, "PNG")
     write_file(folder / name, encoded.getvalue())
     return name
 
 
-def require_own_names(photos: Sequence[Path]) -> None:
-    """Results are matched by name. Raises ColorFluxError when two photos share one."""
+def require_unique_names(photos: Sequence[Path]) -> None:
+    """Raise ColorFluxError if two photos share a name, because results are matched by name."""
     seen: dict[str, Path] = {}
     for path in photos:
         name = path.stem.casefold()

@@ -1,4 +1,4 @@
-"""A bundle's own results for benchmark sets, in the form in which other methods' are read."""
+"""Colorize benchmark sets with a bundle, in the layout of other methods' results."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ def colorize_sets(
     *,
     quiet: bool = False,
 ) -> None:
-    """Write ``folder/SET/NAME.png`` for every image that has none yet; without any, load nothing.
+    """Write the missing ``folder/SET/NAME.png``; the bundle is only loaded if any is missing.
 
     Args:
-        load: The bundle.
-        sets: What to colorize.
-        folder: For the results.
-        made_by: What tells the bundle from others, as JSON can hold it. It is kept beside the
-            results, with the hashes of the sets.
+        load: Loads the bundle.
+        sets: The sets to colorize.
+        folder: Folder for the results.
+        made_by: JSON-compatible values that identify the bundle. They are saved beside the results,
+            together with the hashes of the sets.
+        quiet: Whether to hide the progress bar.
 
     Raises:
-        ColorFluxError: when results that are there were made by another bundle, or from other
-            images; when an image cannot be colorized, or a file not be written.
+        ColorFluxError: if existing results are from another bundle or other images, an image cannot
+            be colorized, or a file cannot be written.
     """
-    require_same(folder, {"bundle": dict(made_by), **{set.name: of_inputs(set) for set in sets}})
+    require_same(folder, {"bundle": dict(made_by), **{set.name: hash_inputs(set) for set in sets}})
     jobs = [
         Job(item.input, folder / benchmark.name / f"{item.name}.png")
         for benchmark in sets
@@ -54,19 +55,22 @@ def colorize_sets(
     prepare(todo)
     bundle = load()
 
-    def in_color(photo: Photo, report: Report) -> Tensor:
+    def colorize_photo(photo: Photo, report: Report) -> Tensor:
         return colorize(
             bundle.pipeline, photo.pixels, bundle.settings, on_step=partial(report, "step")
         )
 
-    failures = run(todo, Task(in_color, "colorized", "canvas"), quiet=quiet)
+    failures = run(todo, Task(colorize_photo, "colorized", "canvas"), quiet=quiet)
     if failures:
         raise ColorFluxError("; ".join(failures))
 
 
 def require_same(folder: Path, made_by: Mapping[str, object]) -> None:
-    """Raises ColorFluxError when the results in ``folder`` are not of this bundle and these sets;
-    else they are from now on, and of the sets before."""
+    """Record the bundle and sets of the results in ``folder``, merging with an earlier record.
+
+    Raises:
+        ColorFluxError: if the earlier record names another bundle, or other images for a set.
+    """
     record = folder / MADE_BY
     try:
         before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
@@ -75,22 +79,22 @@ def require_same(folder: Path, made_by: Mapping[str, object]) -> None:
     for what in before.keys() & made_by.keys():
         if before[what] != made_by[what]:
             raise ColorFluxError(
-                f"{folder} has results of another {what}, or of one that has changed since: remove"
-                " the folder, or choose another -o"
+                f"{folder} has results of another {what}, or the {what} has changed: remove the"
+                " folder, or choose another one with -o"
             )
     write_file(record, json.dumps(before | dict(made_by), indent=1).encode())
 
 
-def of_inputs(benchmark: BenchmarkSet) -> str:
-    """A hash of what is colorized."""
+def hash_inputs(benchmark: BenchmarkSet) -> str:
+    """Hash the names and files of a set's input images."""
     hashed = hashlib.sha256()
     for item in benchmark.items:
         hashed.update(f"{item.name} {digest(item.input)}".encode())
     return hashed.hexdigest()
 
 
-def of_files(bundle: Path) -> dict[str, object]:
-    """What a bundle is known by: its files' sizes and times, by name."""
+def file_stats(bundle: Path) -> dict[str, object]:
+    """Identify a bundle by the size and modification time of each file."""
     files = sorted(path for path in bundle.rglob("*") if path.is_file())
     return {
         path.relative_to(bundle).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns]

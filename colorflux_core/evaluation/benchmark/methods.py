@@ -1,4 +1,4 @@
-"""What is compared: folders of results, matched to a benchmark's images by file name."""
+"""The methods to compare: folders of results, matched to a benchmark's images by file name."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from .sets import BenchmarkSet
 
 @dataclass(frozen=True)
 class Method:
-    """A name in the report, and the folder of results.
+    """A method's name in the report and its folder of results.
 
-    The folder holds a folder for each benchmark set, by the set's name; results for a single set
-    may lie in it directly.
+    The folder has a subfolder for each benchmark set, named like the set. Results for a single set
+    may also be directly in the folder.
     """
 
     name: str
     folder: Path
 
     def results(self, benchmark: BenchmarkSet) -> dict[str, Path]:
-        """By the image's name, the result for each image of the set that there is one for.
+        """Map the set's image names to result files; images without a result are absent.
 
-        Raises ColorFluxError when two files could be the result for one image.
+        Raises:
+            ColorFluxError: if two files match the same image.
         """
         own = self.folder / benchmark.name
         wanted = {item.name for item in benchmark.items}
@@ -35,26 +36,26 @@ class Method:
                 continue
             if path.stem in found:
                 raise ColorFluxError(
-                    f"{found[path.stem]} and {path} could both be {self.name}'s result for"
-                    f" {path.stem}: remove one"
+                    f"{found[path.stem]} and {path} both match {path.stem} of {self.name}: remove"
+                    " one"
                 )
             found[path.stem] = path
         return found
 
 
-def require_clear_sets(method: Method, sets: Sequence[BenchmarkSet]) -> None:
-    """Raises ColorFluxError when there is no result at all, or it is not clear for which set."""
+def require_results(method: Method, sets: Sequence[BenchmarkSet]) -> None:
+    """Raise ColorFluxError if there are no results, or it is unclear which set they belong to."""
     if not method.folder.is_dir():
-        raise ColorFluxError(f"{method.name}: {method.folder} is no folder of results")
+        raise ColorFluxError(f"{method.name}: {method.folder} is not a folder")
     if not any(method.results(benchmark) for benchmark in sets):
         raise ColorFluxError(
-            f"{method.name}: no file in {method.folder} has the name of an image of the benchmark"
+            f"{method.name}: no file in {method.folder} is named like an image of the benchmark"
         )
     flat = [set for set in sets if not (method.folder / set.name).is_dir()]
     names = [item.name for set in flat for item in set.items]
     if len(flat) > 1 and any(method.results(set) for set in flat) and len({*names}) < len(names):
         folders = " and ".join(set.name for set in flat)
         raise ColorFluxError(
-            f"{method.name}: for which set are the results in {method.folder}? Put them into its"
-            f" folders {folders}, or choose one with --set"
+            f"{method.name}: the results in {method.folder} match several sets: move them into the"
+            f" subfolders {folders}, or choose a set with --set"
         )

@@ -1,11 +1,11 @@
-"""Benchmark sets, as in the paper's 5.1, built from any photos; the same in every build.
+"""Benchmark sets as in the paper's section 5.1, built from any photos.
 
-``synthesized`` is photos in grayscale, ``augmented`` photos that were faded first (4.2.1), ``real``
-old photos as they are. A build is one folder:
+``synthesized`` has photos in grayscale, ``augmented`` photos that were faded before the conversion
+(section 4.2.1), and ``real`` unmodified old photos. A build is one folder:
 
-    sets.csv                       a row for each image: its set, its files, seed and factors
+    sets.csv                       one row per image: set, files, seed and fading factors
     truth/NAME.png                 the color photos
-    synthesized/NAME.png           what is to be colorized
+    synthesized/NAME.png           the inputs of each set
     augmented/NAME.png
     real/NAME.png
 """
@@ -30,7 +30,7 @@ MANIFEST = "sets.csv"
 
 
 class Item(NamedTuple):
-    """One image of a set: its name, what is to be colorized and, if known, the color photo."""
+    """One image of a set: its name, the image to colorize and, if known, the color photo."""
 
     name: str
     input: Path
@@ -44,7 +44,7 @@ class BenchmarkSet:
 
 
 class Row(NamedTuple):
-    """A line of the manifest."""
+    """A row of the manifest."""
 
     set: str
     name: str
@@ -52,17 +52,18 @@ class Row(NamedTuple):
     truth: str
     seed: str
     factors: str
-    """Of the fading, in the order in which they were applied: ``contrast 0.731 brightness 0.9``."""
+    """Fading factors in the order of application, such as ``contrast 0.731 brightness 0.9``."""
     source: str
     source_sha256: str
 
 
 def eight_bit(photo: Photo) -> np.ndarray:
-    """uint8 (H, W, 3)"""
+    """Return a photo's RGB pixels as uint8 (H, W, 3)."""
     return to_uint8(photo.rgb)
 
 
 def to_uint8(rgb: torch.Tensor) -> np.ndarray:
+    """Round RGB (3, H, W) in [0, 1] to uint8 (H, W, 3)."""
     return (rgb * 255).round().byte().permute(1, 2, 0).numpy()
 
 
@@ -71,9 +72,10 @@ def digest(path: Path) -> str:
 
 
 def read_sets(folder: Path) -> list[BenchmarkSet]:
-    """The sets of a build, in the order of the paper.
+    """Read the sets of a build, in the paper's order.
 
-    Raises ColorFluxError when the folder is no build, or files of it are missing.
+    Raises:
+        ColorFluxError: if the folder has no manifest or files are missing.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -92,9 +94,9 @@ def read_sets(folder: Path) -> list[BenchmarkSet]:
 
 
 def chosen_sets(sets: Sequence[BenchmarkSet], names: Sequence[str] | None) -> list[BenchmarkSet]:
-    """Those of these names, or all. Raises ColorFluxError for a name that is none of theirs."""
+    """Select sets by name, or all without names; raises ColorFluxError for an unknown name."""
     known = [benchmark.name for benchmark in sets]
     for name in names or []:
         if name not in known:
-            raise ColorFluxError(f"{name} is none of the sets {', '.join(known)}: --set")
+            raise ColorFluxError(f"--set {name} is not one of the sets {', '.join(known)}")
     return [benchmark for benchmark in sets if not names or benchmark.name in names]

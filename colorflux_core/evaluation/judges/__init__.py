@@ -1,4 +1,4 @@
-"""Models that judge colorizations: each is a question, a reader of replies, and who replies."""
+"""Models that judge colorizations: a prompt, a reply parser, and the model behind an API."""
 
 from __future__ import annotations
 

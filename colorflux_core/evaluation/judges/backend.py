@@ -1,4 +1,4 @@
-"""Who replies: an endpoint or a local model. Both are asked in the same way."""
+"""The interface to a judge model, implemented by an API endpoint and by a local model."""
 
 from __future__ import annotations
 
@@ -15,37 +15,38 @@ from ...photos.photo import load_photo
 from ..benchmark.sets import eight_bit
 from .template import Turn
 
-Ask = Callable[[Sequence[Turn]], Awaitable[str]]
-"""The reply to a conversation.
+Chat = Callable[[Sequence[Turn]], Awaitable[str]]
+"""Sends a conversation to the model and returns its reply.
 
-Raises NoVerdict when there is none this time, any other ColorFluxError when there never will be.
+Raises NoVerdict if this request failed, and any other ColorFluxError if all requests would fail.
 """
 
 
 class NoVerdict(ColorFluxError):
-    """Why one image has no scores."""
+    """Explains why one image has no scores."""
 
 
-class Unanswered(NoVerdict):
-    """No reply came."""
+class NoReply(NoVerdict):
+    """The model did not reply."""
 
 
 class Backend(Protocol):
     @property
     def model(self) -> str:
-        """Which one it is."""
+        """The model's name, part of the cache key."""
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """Whatever else the reply depends on."""
+        """All other settings that affect the reply; also part of the cache key."""
 
-    def opened(self) -> AbstractAsyncContextManager[Ask]: ...
+    def session(self) -> AbstractAsyncContextManager[Chat]: ...
 
 
-def shown(path: Path, max_pixels: int) -> Image.Image:
-    """An image as judges see it: RGB, shrunk where it has more pixels.
+def load_image(path: Path, max_pixels: int) -> Image.Image:
+    """Load an RGB image and shrink it to at most ``max_pixels`` pixels.
 
-    Raises NoVerdict when it cannot be read.
+    Raises:
+        NoVerdict: if the file cannot be read.
     """
     try:
         image = Image.fromarray(eight_bit(load_photo(path)))

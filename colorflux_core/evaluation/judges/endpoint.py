@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server as a backend: vLLM and others, on this machine or elsewhere."""
+"""Judge backend for any OpenAI-compatible server, local or remote, such as vLLM."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from openai import (
 )
 
 from ...errors import ColorFluxError
-from .backend import Ask, Unanswered, shown
+from .backend import Chat, NoReply, load_image
 from .limits import MAX_PIXELS, MAX_TOKENS, TIMEOUT
 from .template import Turn
 
@@ -32,42 +32,42 @@ ADDRESS = re.compile(r"https?://(\[[\da-fA-F:.]+\]|[^\s/:?#\[\]]+)(:\d{1,5})?(/\
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Nothing is read from the environment but proxies."""
+    """An OpenAI-compatible server. Of the environment variables, only proxy settings are used."""
 
     url: str
-    """Up to and with the version, such as ``EXAMPLE``."""
+    """Base URL including the API version, such as ``EXAMPLE``."""
 
     model: str
-    """As the server calls it."""
+    """The model's name on the server."""
 
     api_key: str = "none"
-    """Servers of one's own need none."""
+    """Self-hosted servers usually accept any key."""
 
     timeout: float = TIMEOUT
-    """Of one request, in seconds."""
+    """Timeout of one request, in seconds."""
 
     retries: int = 2
-    """Of a request that fails, or is not answered in time, with growing pauses."""
+    """Retries of a failed or timed-out request, with exponential backoff."""
 
     max_pixels: int = MAX_PIXELS
-    """Of an image, which is sent as a PNG."""
+    """Larger images are shrunk to this; images are sent as PNG."""
 
     max_tokens: int = MAX_TOKENS
-    """Of a reply."""
+    """Maximum length of a reply, in tokens."""
 
     def __post_init__(self) -> None:
-        """Raises ColorFluxError for what is no address."""
+        """Validate the URL; raises ColorFluxError if it is malformed."""
         address = ADDRESS.fullmatch(self.url)
         if not address or int((address[2] or ":1")[1:]) > 65535:
-            raise ColorFluxError(f"--judge: {self.url} is no address such as {EXAMPLE}")
+            raise ColorFluxError(f"--judge: {self.url} is not a valid URL; use one like {EXAMPLE}")
 
     @property
     def settings(self) -> dict[str, object]:
         return {"temperature": 0, "max_pixels": self.max_pixels, "max_tokens": self.max_tokens}
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[Ask]:
-        # What is not given would come from OPENAI_* variables, which belong to another server.
+    async def session(self) -> AsyncIterator[Chat]:
+        # Omitted arguments would be read from OPENAI_* variables, which may be for another server.
         client = AsyncOpenAI(
             base_url=self.url,
             api_key=self.api_key,
@@ -76,11 +76,17 @@ class Endpoint:
             timeout=self.timeout,
             max_retries=self.retries,
         )
-        client._custom_headers = {}  # OPENAI_CUSTOM_HEADERS; there is no argument for it.
+        client._custom_headers = {}  # Ignore OPENAI_CUSTOM_HEADERS; no argument does this.
         async with client:
-            yield partial(self.ask, client)
+            yield partial(self.chat, client)
 
-    async def ask(self, client: AsyncOpenAI, turns: Sequence[Turn]) -> str:
+    async def chat(self, client: AsyncOpenAI, turns: Sequence[Turn]) -> str:
+        """Return the server's reply to a conversation.
+
+        Raises:
+            NoReply: if the request failed or the reply is empty or malformed.
+            ColorFluxError: if the server rejects the key or the model, so no request can succeed.
+        """
         messages: list[Any] = [await message(turn, self.max_pixels) for turn in turns]
         try:
             answer = await client.chat.completions.create(
@@ -89,22 +95,28 @@ class Endpoint:
             text = answer.choices[0].message.content
         except (AuthenticationError, NotFoundError, PermissionDeniedError) as error:
             raise ColorFluxError(
-                f"{self.url} refuses ({told(error)}): see --judge and --api-key-file"
+                f"{self.url} rejects the request ({short(error)}): check --judge and --api-key-file"
             ) from error
         except OpenAIError as error:
-            raise Unanswered(f"{self.url} does not answer ({told(error)}): see --judge.") from error
+            raise NoReply(
+                f"{self.url} does not respond ({short(error)}): check --judge."
+            ) from error
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise Unanswered(
-                f"{self.url} does not answer as OpenAI-compatible servers do: should --judge end in"
-                " /v1?"
+            raise NoReply(
+                f"{self.url} does not respond like an OpenAI-compatible server: should --judge end"
+                " in /v1?"
             ) from error
         if not text:
-            raise Unanswered(f"{self.url} gives an empty reply: see --judge-max-tokens.")
+            raise NoReply(f"{self.url} returned an empty reply: raise --judge-max-tokens.")
         return text
 
 
 async def message(turn: Turn, max_pixels: int) -> dict[str, object]:
-    """Raises NoVerdict when an image cannot be read."""
+    """Convert a turn to the format of the chat completions API.
+
+    Raises:
+        NoVerdict: if an image cannot be read.
+    """
     if turn.role != "user":
         return {"role": turn.role, "content": "".join(map(str, turn.parts))}
     content: list[dict[str, object]] = []
@@ -118,25 +130,26 @@ async def message(turn: Turn, max_pixels: int) -> dict[str, object]:
 
 
 def data_url(path: Path, max_pixels: int) -> str:
+    """Encode an image as a PNG data URL, shrunk to at most ``max_pixels`` pixels."""
     encoded = io.BytesIO()
-    shown(path, max_pixels).save(encoded, "PNG", compress_level=1)
+    load_image(path, max_pixels).save(encoded, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 
-def told(error: OpenAIError) -> str:
-    """In a line: servers put whole pages into their errors."""
+def short(error: OpenAIError) -> str:
+    """Return the error in one line of at most 200 characters; some servers send an HTML page."""
     text = " ".join(str(error).split())
     return f"{text[:200]}..." if len(text) > 200 else text.rstrip(".")
 
 
 def read_api_key(path: Path) -> str:
-    """Raises ColorFluxError for a file that is no key."""
+    """Read an API key; raises ColorFluxError if the file is unreadable or does not hold a key."""
     try:
         key = path.read_text(encoding="ascii").strip()
     except OSError as error:
         raise ColorFluxError(f"--api-key-file {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ColorFluxError(f"--api-key-file {path} holds no key") from error
+        raise ColorFluxError(f"--api-key-file {path} does not contain a key") from error
     if not key or not key.isprintable():
-        raise ColorFluxError(f"--api-key-file {path} must hold a key and nothing else")
+        raise ColorFluxError(f"--api-key-file {path} must contain the key and nothing else")
     return key

@@ -1,11 +1,11 @@
-"""A judge: what it is asked, and how its replies are read. Who replies is the backend's part."""
+"""A judge: its prompt and how its replies are parsed. The backend runs the model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .replies import Reading
+from .parsing import Reading
 from .template import Template
 
 
@@ -14,12 +14,12 @@ class Judge:
     name: str
 
     metrics: tuple[str, ...]
-    """What it scores, as the paper's tables abbreviate it."""
+    """Names of the metrics it scores, abbreviated as in the paper's tables."""
 
     template: Template
 
     read: Callable[[str], Reading | None]
-    """Of a reply, all metrics; None when it cannot be read."""
+    """Parses a reply into all metrics; None if it cannot be parsed."""
 
     reminder: str
-    """What is said to a judge whose reply cannot be read."""
+    """Sent to the judge after a reply that cannot be parsed."""

@@ -1,16 +1,16 @@
-"""What a judge is given, by default."""
+"""Default limits of judge requests."""
 
 ATTEMPTS = 3
-"""How often it is asked about a result, until a reply can be read."""
+"""Maximum requests per result, until a reply can be parsed."""
 
 MAX_PIXELS = 1280 * 28 * 28
-"""Of an image, as it is shown: about 1 megapixel, 1280 of Qwen2.5-VL's tokens."""
+"""Images are shrunk to this many pixels: about 1 megapixel, 1280 image tokens of Qwen2.5-VL."""
 
 MAX_TOKENS = 2048
-"""Of a reply."""
+"""Maximum length of a reply, in tokens."""
 
 PATIENCE = 3
-"""How many requests in a row may go without an answer."""
+"""Consecutive requests without a reply after which the run stops."""
 
 TIMEOUT = 120
-"""Of one request to a server, in seconds."""
+"""Timeout of one request to a server, in seconds."""

@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL of any size, or what was made of one, from a local folder."""
+"""Judge backend for a local Qwen2.5-VL model of any size, or a fine-tuned one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ...errors import ColorFluxError
-from .backend import Ask, Unanswered, shown
+from .backend import Chat, NoReply, load_image
 from .limits import MAX_PIXELS, MAX_TOKENS
 from .template import Turn
 
@@ -37,27 +37,28 @@ LOADING_ERRORS = (
 
 @dataclass(frozen=True)
 class LocalModel:
-    """Replies are decoded greedily, one at a time."""
+    """A folder of Qwen2.5-VL weights. Decoding is greedy, one conversation at a time."""
 
     folder: Path
 
     device: str = "auto"
-    """auto spreads the model over all GPUs there are, and the memory if it must."""
+    """``auto`` spreads the model over all GPUs and, if needed, CPU memory."""
 
     dtype: str = "auto"
-    """auto is that of the files."""
+    """``auto`` keeps the dtype of the files."""
 
     max_pixels: int = MAX_PIXELS
-    """Of an image; the model's processor may shrink it further."""
+    """Larger images are shrunk to this; the model's processor may shrink them further."""
 
     max_tokens: int = MAX_TOKENS
-    """Of a reply."""
+    """Maximum length of a reply, in tokens."""
 
     @functools.cached_property
     def model(self) -> str:
-        """The folder's name and a hash: of the weights' sizes and ends, and of all settings.
+        """The folder's name and a hash of its JSON files and the size and tail of each weight file.
 
-        Raises ColorFluxError when there are no weights in it.
+        Raises:
+            ColorFluxError: if the folder has no weights.
         """
         contents = hashlib.sha256()
         for path in weight_files(self.folder):
@@ -80,16 +81,16 @@ class LocalModel:
         }
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[Ask]:
-        load = functools.cache(self.load)  # Not before there is something to ask.
+    async def session(self) -> AsyncIterator[Chat]:
+        load = functools.cache(self.load)  # Loads at the first request that is not cached.
 
-        async def ask(turns: Sequence[Turn]) -> str:
+        async def chat(turns: Sequence[Turn]) -> str:
             return self.reply(*load(), turns)
 
-        yield ask
+        yield chat
 
     def load(self) -> tuple[Any, Any]:
-        """The model and its processor. Raises ColorFluxError when they cannot be had."""
+        """Load the model and its processor; raises ColorFluxError if that fails."""
         try:
             processor = StillsProcessor.from_pretrained(
                 self.folder, local_files_only=True, backend="pil"
@@ -99,11 +100,12 @@ class LocalModel:
             )
         except LOADING_ERRORS as error:
             raise ColorFluxError(
-                f"--judge: {self.folder} cannot be used as a Qwen2.5-VL ({first_line(error)})"
+                f"--judge: {self.folder} cannot be loaded as a Qwen2.5-VL ({first_line(error)})"
             ) from error
         return model.eval(), processor
 
     def reply(self, model: Any, processor: Any, turns: Sequence[Turn]) -> str:
+        """Generate a reply; raises NoReply if the model fails and NoVerdict for a bad image."""
         conversation = [
             {"role": turn.role, "content": [content(part, self.max_pixels) for part in turn.parts]}
             for turn in turns
@@ -125,24 +127,24 @@ class LocalModel:
                 max_new_tokens=self.max_tokens,
             )
         except (MemoryError, RuntimeError, ValueError) as error:
-            raise Unanswered(
-                f"the model fails ({first_line(error)}): if it takes too much memory, lower"
+            raise NoReply(
+                f"the model failed ({first_line(error)}): if it ran out of memory, lower"
                 " --judge-max-pixels."
             ) from error
-        said = tokens[0, inputs["input_ids"].shape[1] :]
-        return str(processor.decode(said, skip_special_tokens=True))
+        generated = tokens[0, inputs["input_ids"].shape[1] :]
+        return str(processor.decode(generated, skip_special_tokens=True))
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Raises ColorFluxError when there are none."""
+    """List the folder's safetensors files; raises ColorFluxError if there are none."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ColorFluxError(f"{folder} holds no weights: *.safetensors are read, see --judge")
+        raise ColorFluxError(f"{folder} has no *.safetensors files: check --judge")
     return files
 
 
 class StillsProcessor(Qwen2_5_VLProcessor):
-    """Without its part for videos, which would want torchvision."""
+    """The Qwen2.5-VL processor without its video part, which requires torchvision."""
 
     def __init__(self, image_processor: Any, tokenizer: Any, chat_template: Any = None) -> None:
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
@@ -152,10 +154,10 @@ class StillsProcessor(Qwen2_5_VLProcessor):
 
 
 def content(part: str | Path, max_pixels: int) -> dict[str, object]:
-    """Raises NoVerdict when an image cannot be read."""
+    """Convert a part to the chat template's format; raises NoVerdict for an unreadable image."""
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    return {"type": "image", "image": shown(part, max_pixels)}
+    return {"type": "image", "image": load_image(part, max_pixels)}
 
 
 def first_line(error: BaseException) -> str:

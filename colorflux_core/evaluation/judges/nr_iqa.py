@@ -1,9 +1,9 @@
-"""The paper's no-reference measures of image quality (5.1), from 1, bad, to 5, excellent.
+"""The paper's no-reference image quality metrics (section 5.1), from 1 (bad) to 5 (excellent).
 
-Q-Insight (Li et al. 2025) and VisualQuality-R1 (Wu et al. 2025) are Qwen2.5-VL that learned to
-think before they rate. Their questions are in our words, in the form that they were trained on;
-their authors' exact ones can be given by ``--template``. DeQA-Score (You et al. 2025) has its
-question built in and replies from a server of its own: ``deqa/serve.py``.
+Q-Insight (Li et al. 2025) and VisualQuality-R1 (Wu et al. 2025) are Qwen2.5-VL models trained to
+reason before they rate. The prompts are our own, in the format the models were trained on; use
+``--template`` for the authors' exact prompts. DeQA-Score (You et al. 2025) has a built-in prompt
+and runs in its own server, ``deqa/serve.py``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import partial
 
 from .judge import Judge
-from .replies import read_rating
+from .parsing import read_rating
 from .template import Template
 
 SCALE = "a number from 1 to 5 with two decimals, where 1 is a very poor and 5 an excellent picture"

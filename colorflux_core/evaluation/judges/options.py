@@ -1,4 +1,4 @@
-"""The judges of a command line: their flags, and what comes of them."""
+"""Command-line flags of the judges, and the judges and backends they select."""
 
 from __future__ import annotations
 
@@ -99,11 +99,17 @@ def judge_and_file(text: str) -> tuple[str, Path]:
 
 
 def chosen_judges(args: argparse.Namespace) -> Iterator[tuple[Judge, Backend]]:
-    """Raises ColorFluxError for a file that cannot be read, a folder without weights, and a
-    template of a judge that is not asked."""
+    """Yield each selected judge with its backend.
+
+    Raises:
+        ColorFluxError: if a file cannot be read, a model folder has no weights, or a template is
+            for a judge that was not selected.
+    """
     templates = dict(args.template)
     for name in templates.keys() - dict(args.judge).keys():
-        raise ColorFluxError(f"--template {templates[name]} is for {name}: give that --judge, too")
+        raise ColorFluxError(
+            f"--template {templates[name]} is for {name}: also pass --judge {name}=..."
+        )
     for name, place in args.judge:
         judge = JUDGES[name]
         if name in templates:
@@ -122,8 +128,8 @@ def backend(args: argparse.Namespace, place: str) -> Backend:
     model, at, url = place.partition("@")
     if not at:
         raise ColorFluxError(
-            f"--judge {place}: say what the server calls the model, MODEL@{place};"
-            f" {place.rstrip('/')}/models lists what it has"
+            f"--judge {place}: add the model's name on the server, MODEL@{place};"
+            f" {place.rstrip('/')}/models lists them"
         )
     key = Endpoint.api_key if args.api_key_file is None else read_api_key(args.api_key_file)
     return Endpoint(url, model, key, args.judge_timeout, **limits)

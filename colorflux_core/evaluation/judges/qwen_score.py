@@ -1,7 +1,7 @@
-"""Qwen-score (4.3 and 8): a vision-language model scores six aspects of a colorization.
+"""Qwen-score (paper, sections 4.3 and 8): a vision-language model scores six aspects, 0 to 100.
 
-The wording is ours. The paper's (Figure 11), or any other, takes its place by ``--template``:
-figures compare only where the template is the same.
+The prompt is our own; ``--template`` replaces it, for example with the paper's (Figure 11). Scores
+are only comparable between runs that use the same template.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from .judge import Judge
-from .replies import read_aspects
+from .parsing import read_aspects
 from .template import Template
 
 ASPECTS = {
@@ -20,7 +20,7 @@ ASPECTS = {
     "aesthetic": "AES",
     "overall": "OA",
 }
-"""By key of the reply, the metric's name."""
+"""Maps the keys of the reply to metric names."""
 
 TEXT = """\
 {gray}

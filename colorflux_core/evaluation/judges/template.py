@@ -1,4 +1,4 @@
-"""What a judge is asked: a text, and the places of the images in it."""
+"""Judge prompts: a text with placeholders for the images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GRAY, COLORIZED, USER = "{gray}", "{colorized}", "{user}"
 
 
 class Turn(NamedTuple):
-    """What one side says: texts and the files of images, in this order."""
+    """One message of a conversation: texts and image files, in order."""
 
     role: Literal["system", "user", "assistant"]
     parts: tuple[str | Path, ...]
@@ -22,20 +22,21 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Template:
-    """A text with ``{gray}`` and ``{colorized}`` where the images are.
+    """A text with the placeholders ``{gray}`` and ``{colorized}`` for the images.
 
-    What stands before ``{user}``, if that is there, is the system's message. All other braces are
-    text, so that a JSON form needs no escapes.
+    Text before an optional ``{user}`` is the system message. All other braces are literal, so a
+    JSON example needs no escaping.
     """
 
     text: str
 
     @property
     def digest(self) -> str:
-        """Figures of two templates do not compare: this tells them apart."""
+        """A hash that identifies the template; scores of different templates are not comparable."""
         return hashlib.sha256(self.text.strip().encode()).hexdigest()[:16]
 
     def turns(self, gray: Path, colorized: Path) -> tuple[Turn, ...]:
+        """Fill in the images: an optional system message, then the user's message."""
         system, _, user = self.text.rpartition(USER)
         images = {GRAY: gray, COLORIZED: colorized}
         pieces = (piece.strip() for piece in re.split(f"({GRAY}|{COLORIZED})", user))
@@ -44,17 +45,19 @@ class Template:
 
 
 def read_template(path: Path, like: Template) -> Template:
-    """A template of one's own, such as the exact text of a paper.
+    """Read a custom template, such as the exact prompt of a paper.
 
-    Where it says nothing of images, they come first: those that ``like`` has, gray before
-    colorized. Raises ColorFluxError for a file that cannot be read or is empty.
+    If it has no image placeholder, those of ``like`` are put first, gray before colorized.
+
+    Raises:
+        ColorFluxError: if the file cannot be read, is not UTF-8 or is empty.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ColorFluxError(f"--template {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ColorFluxError(f"--template {path} is no UTF-8 text") from error
+        raise ColorFluxError(f"--template {path} is not UTF-8 text") from error
     if not text.strip():
         raise ColorFluxError(f"--template {path} is empty")
     if GRAY in text or COLORIZED in text:

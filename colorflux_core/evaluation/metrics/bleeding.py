@@ -1,4 +1,4 @@
-"""Color that moves where the luma does not: across a surface (bleeding), or in time (flicker)."""
+"""Chroma changes without a luma change: in space (bleeding) or in time (flicker)."""
 
 from __future__ import annotations
 
@@ -7,35 +7,37 @@ from torch import Tensor
 from .planes import differences, length
 
 EDGE = 0.02
-"""Change of luma, in [0, 1], that may bring a change of color with it: five 8-bit levels."""
+"""Luma change, in [0, 1], from which a chroma change is expected: five 8-bit levels."""
 
 
 def bleeding(chroma: Tensor, luma: Tensor) -> Tensor:
-    """Mean change of chroma to the neighbours, where the luma has no edge: (...).
+    """Mean chroma gradient where the luma has no edge.
 
     Args:
-        chroma: CbCr (..., 2, H, W) of what is judged.
-        luma: (..., 1, H, W) of what has the true edges, such as the gray input.
+        chroma: CbCr (..., 2, H, W) of the result, in [-0.5, 0.5].
+        luma: Luma (..., 1, H, W) in [0, 1] with the true edges, such as the gray input's.
 
-    The mean is over the pixels without an edge; without such pixels it is 0.
+    Returns:
+        (...), the mean over the pixels without an edge; 0 if there are none.
     """
     return _where_still(length(differences(chroma)), length(differences(luma)))
 
 
 def excess_bleeding(chroma: Tensor, luma: Tensor, true_chroma: Tensor) -> Tensor:
-    """:func:`bleeding` beyond the change that the true chroma has at the same pixel: (...)."""
+    """:func:`bleeding` in excess of the true chroma's own gradient at the same pixel: (...)."""
     change = length(differences(chroma)) - length(differences(true_chroma))
     return _where_still(change.clamp(min=0), length(differences(luma)))
 
 
 def flicker(chroma_change: Tensor, luma_change: Tensor) -> Tensor:
-    """Mean change of chroma between two frames, where the luma of the gray frames stays: (...).
+    """Mean chroma change between two frames where the luma of the gray input is constant.
 
     Args:
-        chroma_change: From a frame to the next of what is judged, CbCr (..., 2, H, W).
-        luma_change: Of the input frames, (..., 1, H, W).
+        chroma_change: CbCr difference (..., 2, H, W) between two frames of the result.
+        luma_change: Luma difference (..., 1, H, W) between the same frames of the input.
 
-    The mean is over the pixels that stay; without such pixels it is 0.
+    Returns:
+        (...), the mean over the pixels with constant luma; 0 if there are none.
     """
     return _where_still(length(chroma_change), luma_change.abs())
 

@@ -1,6 +1,7 @@
-"""What was found out once, by a key: a file of JSON lines, so that a kill loses nothing.
+"""A persistent key-value cache in a file of JSON lines.
 
-A line that a kill has torn counts for nothing.
+Each value is appended when it is added, so a killed process loses nothing. An incomplete last line
+is ignored.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ BEGINNING = b'{"key": '
 
 
 class Cache(Mapping[str, Any]):
-    """By key, values that JSON can hold.
+    """Maps keys to JSON values; creates the file if needed.
 
-    Raises ColorFluxError for a file that cannot be read or written, or is something else.
+    Raises:
+        ColorFluxError: if the file cannot be read or written, or is not a cache.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,7 +32,7 @@ class Cache(Mapping[str, Any]):
                 file.seek(0)
                 kept = file.read()
                 if not BEGINNING.startswith(kept[: len(BEGINNING)].partition(b"\n")[0]):
-                    raise ColorFluxError(f"{path} is no cache of ours: move it away")
+                    raise ColorFluxError(f"{path} is not a cache file: move it elsewhere")
                 if kept and not kept.endswith(b"\n"):
                     file.write(b"\n")
         except OSError as error:
@@ -52,7 +54,7 @@ class Cache(Mapping[str, Any]):
         return len(self.values_by_key)
 
     def add(self, key: str, value: Any) -> None:
-        """Raises ColorFluxError when the file cannot be written."""
+        """Append a value to the file; raises ColorFluxError if it cannot be written."""
         self.values_by_key[key] = value
         try:
             with self.path.open("a", encoding="ascii") as file:
@@ -61,4 +63,6 @@ class Cache(Mapping[str, Any]):
             raise self._unusable(error) from error
 
     def _unusable(self, error: OSError) -> ColorFluxError:
-        return ColorFluxError(f"{self.path} cannot be written ({error.strerror}): make room there")
+        return ColorFluxError(
+            f"cannot write {self.path} ({error.strerror}): check the folder and the free disk space"
+        )

@@ -1,4 +1,4 @@
-"""How near the colors are to the true ones: CIEDE2000, and what YCbCr says of chroma alone."""
+"""Color error against the truth: CIEDE2000, and PSNR and correlation of the chroma (CbCr)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .planes import correlation, mean
 
-# sRGB to XYZ (IEC 61966-2-1, Rec. 709 primaries). Each row is divided by its sum, which is D65
-# white, so that gray has no chroma.
+# sRGB to XYZ (IEC 61966-2-1, Rec. 709 primaries). Each row is divided by its sum, the D65 white
+# point, so that gray has no chroma.
 TO_XYZ = (
     (0.412453, 0.357580, 0.180423),
     (0.212671, 0.715160, 0.072169),
@@ -18,24 +18,24 @@ TO_XYZ = (
 )
 
 POINT = 0.04045
-"""Where the curve of sRGB changes from a line to a power."""
+"""The sRGB value where the transfer function changes from linear to a power."""
 
 STRIP_PIXELS = 2**16
-"""Worked on at a time, so that the many planes of CIEDE2000 stay in the cache."""
+"""Pixels processed at a time, so that the many planes of CIEDE2000 stay in the CPU cache."""
 
 ROUND_TURN = math.tau * (1 + 1e-6)
-"""So that hues that are opposite, but for rounding, are no more than half a turn apart."""
+"""A full turn in radians, with a margin so that rounding keeps opposite hues half a turn apart."""
 
 NEGLIGIBLE = 40.0
-"""exp(-40) is 0 in a color. Much smaller numbers are denormal, and slow."""
+"""exp(-40) is negligible here. Much smaller numbers are denormal and slow."""
 
 LEAST_SQUARED_ERROR = 1e-6
-"""60 dB: about what rounding to 8 bits leaves. A smaller error counts as this one."""
+"""60 dB, about the error of rounding to 8 bits. Smaller errors are clamped to this."""
 
 
 def lab(rgb: Tensor) -> Tensor:
-    """sRGB (..., 3, H, W) in [0, 1] as CIE L*a*b* under D65, L* in [0, 100]."""
-    # Both curves are a power from a point on, a line up to it: torch.where is ten times slower.
+    """Convert sRGB (..., 3, H, W) in [0, 1] to CIE L*a*b* under D65, L* in [0, 100]."""
+    # Both curves are linear up to a point, then a power. torch.where is ten times slower.
     linear = ((rgb.clamp(min=POINT) + 0.055) / 1.055).pow(2.4)
     linear += (rgb.clamp(max=POINT) - POINT) / 12.92
     red, green, blue = linear.unbind(dim=-3)
@@ -49,15 +49,15 @@ def _cube_root(ratio: Tensor) -> Tensor:
 
 
 def ciede2000(lab: Tensor, other: Tensor) -> Tensor:
-    """The difference of colors in L*a*b*, (..., 3, H, W) to (..., 1, H, W).
+    """CIEDE2000 difference of L*a*b* colors, (..., 3, H, W) to (..., 1, H, W).
 
-    Sharma, Wu and Dalal 2005, equations 2 to 22, with all three weights 1. Where a color is gray,
-    its hue is of no weight in any term, and may be anything.
+    Sharma, Wu and Dalal 2005, equations 2 to 22, with kL = kC = kH = 1. The hue of a gray color is
+    arbitrary, because it has no weight in any term.
     """
     lightness, a, b = lab.unbind(dim=-3)
     other_lightness, other_a, other_b = other.unbind(dim=-3)
 
-    stretch = 1.5 - 0.5 * _share_of_strong((torch.hypot(a, b) + torch.hypot(other_a, other_b)) / 2)
+    stretch = 1.5 - 0.5 * _chroma_weight((torch.hypot(a, b) + torch.hypot(other_a, other_b)) / 2)
     a, other_a = stretch * a, stretch * other_a
     chroma, other_chroma = torch.hypot(a, b), torch.hypot(other_a, other_b)
     hue, other_hue = torch.atan2(b, a) % math.tau, torch.atan2(other_b, other_a) % math.tau
@@ -85,20 +85,20 @@ def ciede2000(lab: Tensor, other: Tensor) -> Tensor:
 
     from_blue = (mean_hue.rad2deg() % 360 - 275) / 25
     nearness = (-from_blue.square().clamp(max=NEGLIGIBLE)).exp()
-    rotation = -2 * _share_of_strong(mean_chroma) * (math.radians(60) * nearness).sin()
+    rotation = -2 * _chroma_weight(mean_chroma) * (math.radians(60) * nearness).sin()
     squared = by_lightness.square() + by_chroma.square() + by_hue.square()
     return (squared + rotation * by_chroma * by_hue).clamp(min=0).sqrt().unsqueeze(-3)
 
 
-def _share_of_strong(chroma: Tensor) -> Tensor:
-    """sqrt(C^7 / (C^7 + 25^7)): 0 for weak colors, nearly 1 for strong ones."""
+def _chroma_weight(chroma: Tensor) -> Tensor:
+    """sqrt(C^7 / (C^7 + 25^7)): 0 for low chroma, close to 1 for high chroma."""
     ratio = (chroma / 25).clamp(min=math.exp(-NEGLIGIBLE / 7))
     seventh = (ratio * ratio * ratio).square() * ratio
     return (seventh / (seventh + 1)).sqrt()
 
 
 def mean_ciede2000(rgb: Tensor, true: Tensor) -> Tensor:
-    """Over all pixels of sRGB pictures (..., 3, H, W): (...)."""
+    """Mean CIEDE2000 over the pixels of two sRGB images (..., 3, H, W) in [0, 1]: (...)."""
     height, width = rgb.shape[-2:]
     rows = max(1, STRIP_PIXELS // width)
     total = rgb.new_zeros(rgb.shape[:-3])
@@ -108,14 +108,14 @@ def mean_ciede2000(rgb: Tensor, true: Tensor) -> Tensor:
 
 
 def chroma_psnr(chroma: Tensor, true: Tensor) -> Tensor:
-    """In dB for CbCr (..., 2, H, W), whose range, 1, is the peak: (...).
+    """PSNR in dB of CbCr (..., 2, H, W) in [-0.5, 0.5], with a peak of 1: (...).
 
-    At most 60, so that a mean over pictures stays finite where some are exact.
+    Clamped to 60 dB, so that exact results do not make the mean over images infinite.
     """
     error = mean((chroma - true).square())
     return -10 * error.clamp(min=LEAST_SQUARED_ERROR).log10()
 
 
 def chroma_correlation(chroma: Tensor, true: Tensor) -> Tensor:
-    """Of CbCr (..., 2, H, W), in [-1, 1]: right hues in the right places, however pale."""
+    """Correlation of CbCr (..., 2, H, W), in [-1, 1]: (...). It does not depend on saturation."""
     return correlation(chroma, true)

@@ -1,9 +1,9 @@
-"""What a vision model of your own sees: are the results like the truths, one by one and as a whole?
+"""Similarity and Fréchet distance of vision features, from a local vision model.
 
-The model is a local folder of transformers with safetensors: a whole CLIP or SigLIP, or a vision
-tower of them, DINOv2 and others with a pooled output. Scores of other weights cannot be compared.
-The distance is that of FID by other features, and not to be called FID: Inception's weights come as
-a pickle or as TorchScript, which are programs and are not loaded here.
+The model is a transformers folder with safetensors weights: CLIP or SigLIP, or only the vision
+tower, DINOv2 or another model with a pooled output. Scores of different weights are not
+comparable. The distance is computed like FID but on other features, so it is not called FID:
+Inception's weights come as a pickle or TorchScript, which can execute code and are not loaded here.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from ...errors import ColorFluxError
 from ...photos.photo import load_photo
 from ..benchmark.methods import Method
 from ..benchmark.sets import BenchmarkSet, digest, eight_bit
-from ..report.tables import Column
-from ..scores import Score
+from ..scores import Column, Score
 from .cache import Cache
 
 logger = logging.getLogger(__name__)
@@ -35,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 class Encoder(NamedTuple):
     kind: str
-    """Of the model, such as ``clip``."""
+    """The model type, such as ``clip``."""
 
     content: str
-    """A hash of its files, and its type."""
+    """The dtype and the hashes of the model's files, part of the cache key."""
 
     model: PreTrainedModel
     processor: Any
@@ -49,7 +48,7 @@ class Encoder(NamedTuple):
             f"{self.kind}_similarity",
             f"{self.kind} similarity",
             "higher",
-            explanation=f"Cosine between the {self.kind} features of a result and its truth.",
+            explanation=f"Cosine similarity of the {self.kind} features of a result and its truth.",
         )
 
     @property
@@ -59,14 +58,14 @@ class Encoder(NamedTuple):
             f"{self.kind} FD",
             "lower",
             explanation=f"Fréchet distance between the {self.kind} features of all results and all"
-            " truths. Not FID, whose features are Inception's; and few images give too much.",
+            " truths. Not FID, which uses Inception features; biased upwards for few images.",
         )
 
 
 def load_encoder(
     folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Encoder:
-    """Raises ColorFluxError when the folder has no such model, or weights of it are missing."""
+    """Load a vision model; raises ColorFluxError if it is unsupported or incomplete."""
     with explained("vision model", folder):
         model, report = AutoModel.from_pretrained(
             folder,
@@ -75,7 +74,7 @@ def load_encoder(
             dtype=dtype,
             output_loading_info=True,
         )
-        # With torchvision, transformers 5 would take another way to resize.
+        # With torchvision installed, transformers 5 would resize differently.
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
     require_fit(folder, report["missing_keys"], (), ())
     require_finite(folder, model.state_dict())
@@ -87,10 +86,12 @@ def load_encoder(
 
 @torch.inference_mode()
 def encode(encoder: Encoder, path: Path) -> Tensor:
-    """A photo's features (D), float32, on the CPU.
+    """Compute a photo's features, float32 (D) on the CPU.
 
-    The embedding that CLIP compares with a text's, or what a vision tower pools. Raises
-    ColorFluxError when the photo cannot be read.
+    These are CLIP's projected image embedding, or the pooled output of a vision tower.
+
+    Raises:
+        ColorFluxError: if the photo cannot be read.
     """
     image = Image.fromarray(eight_bit(load_photo(path)))
     pixels = encoder.processor(images=image, return_tensors="pt")["pixel_values"].to(
@@ -98,24 +99,25 @@ def encode(encoder: Encoder, path: Path) -> Tensor:
     )
     embed = getattr(encoder.model, "get_image_features", encoder.model)
     found = embed(pixel_values=pixels)
-    # A tensor before transformers 5.
+    # Before transformers 5 this is a tensor.
     return getattr(found, "pooler_output", found)[0].float().cpu()
 
 
 def feature_scores(
     sets: Sequence[BenchmarkSet], methods: Sequence[Method], encoder: Encoder, cache: Path
 ) -> list[Score]:
-    """Of each image its similarity to the truth, and of each set the distance to all truths.
+    """Score each image's similarity to its truth, and each set's distance to its truths.
 
-    Only of sets with truth. A result that is missing, or cannot be read, which is logged, has no
-    similarity (NaN), and its set no distance: one over other images could not be compared.
+    Sets without truth are skipped. A missing or unreadable result has similarity NaN, and so does
+    the distance of its set, because distances over different images are not comparable. Unreadable
+    results are logged.
 
     Args:
-        cache: A file to keep features in, by the content of model and photo; made if there is none.
+        cache: File for the features, keyed by the content of model and photo; created if needed.
 
     Raises:
-        ColorFluxError: as :meth:`Method.results`, when a truth cannot be read, or the cache not be
-            read or written.
+        ColorFluxError: as :meth:`Method.results`, or if a truth cannot be read or the cache cannot
+            be used.
     """
     kept = Cache(cache)
 
@@ -151,20 +153,20 @@ def feature_scores(
                 scores.append(
                     Score(benchmark.name, method.name, name, encoder.similarity.key, cosine)
                 )
-            whole = [of_result for of_result in found if of_result is not None]
+            present = [of_result for of_result in found if of_result is not None]
             distance = math.nan
-            if len(whole) == len(true) > 1:
-                distance = frechet_distance(torch.stack(whole), torch.stack(true))
+            if len(present) == len(true) > 1:
+                distance = frechet_distance(torch.stack(present), torch.stack(true))
             scores.append(Score(benchmark.name, method.name, "", encoder.distance.key, distance))
     return scores
 
 
 def frechet_distance(one: Tensor, other: Tensor) -> float:
-    """Between the normal distributions that fit two sets of features (N, D), N > 1 in each.
+    """Squared Fréchet distance of normal distributions fitted to two feature sets (N, D), N > 1.
 
-    Heusel et al. 2017, equation 6, squared as there. The trace of the root of the product of both
-    covariances is the sum of the singular values of the product of their factors, so that no root
-    of a singular matrix is taken where there are fewer images than dimensions.
+    Heusel et al. 2017, equation 6. The trace of the square root of the product of both covariances
+    equals the sum of the singular values of the product of their factors, which avoids the square
+    root of a singular matrix if there are fewer images than dimensions.
     """
     means, factors = zip(*map(_mean_and_factor, (one, other)), strict=True)
     common = torch.linalg.svdvals(factors[0] @ factors[1].T).sum()
@@ -173,7 +175,7 @@ def frechet_distance(one: Tensor, other: Tensor) -> float:
 
 
 def _mean_and_factor(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean, and R of which R' R is the covariance; in float64."""
+    """The mean (D) and a factor R with R' R equal to the covariance, in float64."""
     features = features.double()
     mean = features.mean(dim=0)
     centered = (features - mean) / math.sqrt(len(features) - 1)

@@ -1,7 +1,7 @@
-"""LPIPS (Zhang et al. 2018, version 0.1, VGG16) with weights of your own.
+"""LPIPS (Zhang et al. 2018, version 0.1, VGG16) with weights from a safetensors file.
 
-The published weights are pickles, which are not loaded here. Where the package ``lpips`` is
-installed, this writes the file that is:
+The published weights are pickles, which are not loaded here. With the package ``lpips`` installed,
+convert them like this:
 
     import lpips, safetensors.torch
     state = lpips.LPIPS(net="vgg").state_dict().items()
@@ -29,8 +29,7 @@ from ...photos.photo import load_photo
 from ...photos.resize import Resizing
 from ..benchmark.methods import Method
 from ..benchmark.sets import BenchmarkSet, digest
-from ..report.tables import Column
-from ..scores import Score
+from ..scores import Column, Score
 from .cache import Cache
 
 logger = logging.getLogger(__name__)
@@ -49,16 +48,16 @@ BLOCKS = (
     (512, (17, 19, 21)),
     (512, (24, 26, 28)),
 )
-"""Channels and the places of the convolutions in VGG16; a pooling is between two blocks."""
+"""Channels and convolution indices of each VGG16 block; blocks are separated by max pooling."""
 
 SMALLEST = 2 ** (len(BLOCKS) - 1)
-"""Pixels of a side that are left after all poolings; smaller pictures are extended."""
+"""Minimum side in pixels so that the last block has one left; smaller images are padded."""
 
 Weights = Mapping[str, Tensor]
 
 
 def load_lpips(path: Path, device: torch.device | str = "cpu") -> Weights:
-    """Raises ColorFluxError when the file is not as the module's first lines say."""
+    """Load converted weights; raises ColorFluxError if the file has another layout."""
     with explained("LPIPS", path):
         weights = load_file(path, device=str(device))
     require_same_layout(path, _layout(), weights)
@@ -83,7 +82,10 @@ def _layout() -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def lpips(weights: Weights, one: Tensor, other: Tensor) -> Tensor:
-    """Of pictures (N, 3, H, W) in [0, 1]: (N). Takes about 1.5 GB for a pair of a megapixel."""
+    """LPIPS distance of two image batches (N, 3, H, W) in [0, 1]: (N).
+
+    A pair of 1-megapixel images takes about 1.5 GB of memory.
+    """
     missing = [max(0, SMALLEST - side) for side in one.shape[:-3:-1]]
     planes = F.pad(torch.cat([one, other]), (0, missing[0], 0, missing[1]), mode="replicate")
     planes = (2 * planes - 1 - weights["scaling_layer.shift"]) / weights["scaling_layer.scale"]
@@ -108,18 +110,18 @@ def lpips_scores(
     cache: Path,
     device: torch.device | str = "cpu",
 ) -> list[Score]:
-    """Of each image that has a truth.
+    """Score the LPIPS distance to the truth, for each image that has one.
 
-    NaN where the result is missing, or either cannot be read, which is logged. Results of another
-    size than the truth's are resized.
+    The score is NaN if the result is missing, or if either file cannot be read, which is logged.
+    Results are resized to the truth's size if needed.
 
     Args:
         path: The weights.
-        cache: A file to keep values in, by content of weights and pictures; made if there is none.
+        cache: File for the values, keyed by the content of weights and images; created if needed.
 
     Raises:
-        ColorFluxError: as :func:`load_lpips` and :meth:`Method.results`, or when the cache cannot
-            be read or written.
+        ColorFluxError: as :func:`load_lpips` and :meth:`Method.results`, or if the cache cannot be
+            used.
     """
     weights, of_weights, kept = load_lpips(path, device), digest(path), Cache(cache)
 

@@ -1,7 +1,7 @@
-"""Every method's result for every image through the metrics, each picture only once.
+"""Compute all metrics for every method's result for every image.
 
-Values are kept by the content of the files that they depend on, so that an interrupted or repeated
-run goes on.
+Values are cached by the content of the files they depend on, so an interrupted run can be resumed.
+Each file is read only once per image.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from ...photos.photo import Photo, load_photo
 from ...photos.resize import Resizing
 from ..benchmark.methods import Method
 from ..benchmark.sets import BenchmarkSet, Item, digest
-from ..report.tables import TRUTH
-from ..scores import Score
+from ..scores import TRUTH, Score
 from .cache import Cache
 from .metrics import METRICS, RESIZED, VERSION, Metric
 from .planes import Planes, planes
@@ -36,40 +35,42 @@ from .planes import Planes, planes
 logger = logging.getLogger(__name__)
 
 Values = dict[str, float]
-"""By the metric's key."""
+"""Values by metric key."""
 
 
 class Frame(NamedTuple):
-    """One image, and by method the result for it, if there is one."""
+    """One image and each method's result for it, None if missing."""
 
     item: Item
     results: dict[str, Path | None]
 
 
-class Job(NamedTuple):
-    """One image of a set, and the frame before it where images are a sequence."""
+class FrameJob(NamedTuple):
+    """One image of a set to measure, and the previous frame if the images are a sequence."""
 
     set: str
     frame: Frame
     before: Frame | None
 
     def metrics(self, method: str) -> list[Metric]:
-        """That there should be a value of for the method's result."""
-        there = {
+        """The metrics that apply to this method's result."""
+        available = {
             "nothing": True,
             "input": True,
             "truth": self.frame.item.truth is not None and method != TRUTH,
             "before": self.before is not None,
         }
-        return [metric for metric in METRICS if there[metric.against]]
+        return [metric for metric in METRICS if available[metric.against]]
 
 
 class Measured(NamedTuple):
-    """``key`` is of the content; ``values`` are None if known already, or for a ``fault``."""
+    """The values of one result; ``values`` is None if they are cached or an error occurred."""
 
     key: str = ""
+    """Cache key: a hash of the content of all files involved."""
+
     values: Values | None = None
-    fault: str = ""
+    error: str = ""
 
 
 def measure(
@@ -80,30 +81,30 @@ def measure(
     workers: int = 0,
     frames: bool = False,
 ) -> list[Score]:
-    """Scores of all ``METRICS``, for each image that a method should have a result for.
+    """Compute all ``METRICS`` for each method and image.
 
-    The color photos are measured as well, as the method ``truth``, but not against themselves.
-    Where there is no result, or one that cannot be read, which is logged, the values are NaN.
-    ``resized`` is 1 for a result that has another size than the photo, else 0.
+    The color photos are measured too, as the method ``truth``, but not against themselves. The
+    values of a missing or unreadable result are NaN; unreadable results are logged. ``resized`` is
+    1 for a result whose size differs from the photo's, else 0.
 
     Args:
-        cache: A file to keep the values in; made if there is none.
-        workers: Processes to work in; 0 for this one.
-        frames: Images whose names end in neighbouring numbers are neighbouring frames. Only then
-            is there flicker, for photos may be numbered as well.
+        cache: File for the values; created if needed.
+        workers: Worker processes; 0 measures in this process.
+        frames: Whether images whose names end in consecutive numbers are consecutive frames.
+            Flicker is only measured then, because ordinary photos are often numbered too.
 
     Raises:
-        ColorFluxError: as :meth:`Method.results`, when the cache cannot be read or written, or a
-            process is ended from outside.
+        ColorFluxError: as :meth:`Method.results`, or if the cache cannot be used or a worker
+            process is killed.
     """
     kept = Cache(cache)
     jobs = [job for benchmark in sets for job in _jobs(benchmark, methods, frames)]
     scores: list[Score] = []
-    for job, found in zip(jobs, _work(jobs, frozenset(kept), workers), strict=True):
+    for job, found in zip(jobs, _measure_all(jobs, frozenset(kept), workers), strict=True):
         image = job.frame.item.name
         for method, measured in found.items():
-            if measured.fault:
-                logger.warning("%s's %s counts as missing: %s", method, image, measured.fault)
+            if measured.error:
+                logger.warning("%s's %s counts as missing: %s", method, image, measured.error)
             if measured.values is not None:
                 kept.add(measured.key, measured.values)
             values = kept.get(measured.key, {})
@@ -114,7 +115,7 @@ def measure(
     return scores
 
 
-def _jobs(benchmark: BenchmarkSet, methods: Sequence[Method], frames: bool) -> Iterator[Job]:
+def _jobs(benchmark: BenchmarkSet, methods: Sequence[Method], frames: bool) -> Iterator[FrameJob]:
     results = {method.name: method.results(benchmark) for method in methods}
     by_name = {}
     for item in benchmark.items:
@@ -122,11 +123,11 @@ def _jobs(benchmark: BenchmarkSet, methods: Sequence[Method], frames: bool) -> I
         by_name[item.name] = Frame(item, of_item | ({TRUTH: item.truth} if item.truth else {}))
     before = _names_before(by_name) if frames else {}
     for name, frame in by_name.items():
-        yield Job(benchmark.name, frame, by_name.get(before.get(name, "")))
+        yield FrameJob(benchmark.name, frame, by_name.get(before.get(name, "")))
 
 
 def _names_before(names: Iterable[str]) -> dict[str, str]:
-    """By a name, the one that ends in the number before its own."""
+    """Map each name to the one whose trailing number is one less."""
     numbered = {
         (match[1], int(match[2])): name
         for name in names
@@ -139,23 +140,23 @@ def _names_before(names: Iterable[str]) -> dict[str, str]:
     }
 
 
-class _Jobs(Dataset[dict[str, Measured]]):
-    def __init__(self, jobs: Sequence[Job], known: frozenset[str]) -> None:
+class _FrameJobs(Dataset[dict[str, Measured]]):
+    def __init__(self, jobs: Sequence[FrameJob], known: frozenset[str]) -> None:
         self.jobs, self.known = jobs, known
 
     def __len__(self) -> int:
         return len(self.jobs)
 
     def __getitem__(self, index: int) -> dict[str, Measured]:
-        return _measured(self.jobs[index], self.known)
+        return _measure_job(self.jobs[index], self.known)
 
 
-def _work(
-    jobs: Sequence[Job], known: frozenset[str], workers: int
+def _measure_all(
+    jobs: Sequence[FrameJob], known: frozenset[str], workers: int
 ) -> Iterator[dict[str, Measured]]:
-    """What comes of each job, in their order; every process computes with one thread."""
+    """Measure the jobs and yield results by method, in order; each process uses one thread."""
     measured = load(
-        _Jobs(jobs, known),
+        _FrameJobs(jobs, known),
         min(workers, len(jobs)),
         batch_size=None,
         multiprocessing_context="spawn" if workers and jobs else None,
@@ -163,8 +164,8 @@ def _work(
     yield from tqdm(measured, total=len(jobs), desc="metrics", unit="image")
 
 
-def _measured(job: Job, known: frozenset[str]) -> dict[str, Measured]:
-    """By method. What all results are held against is read once, and only when it is needed."""
+def _measure_job(job: FrameJob, known: frozenset[str]) -> dict[str, Measured]:
+    """Results by method. The reference images are read once, and only if needed."""
     found = {}
     references: _References | None = None
     for method, result in job.frame.results.items():
@@ -172,22 +173,22 @@ def _measured(job: Job, known: frozenset[str]) -> dict[str, Measured]:
         if result is None:
             continue
         try:
-            key = _content(job, method)
+            key = _cache_key(job, method)
             if key in known:
                 found[method] = Measured(key)
                 continue
             references = references or _references(job)
             found[method] = Measured(key, _values(job, method, result, references))
         except ColorFluxError as error:
-            found[method] = Measured(fault=str(error))
+            found[method] = Measured(error=str(error))
         except OSError as error:
-            fault = f"{error.filename} cannot be read: {error.strerror}"
-            found[method] = Measured(fault=fault)
+            reason = f"{error.filename} cannot be read: {error.strerror}"
+            found[method] = Measured(error=reason)
     return found
 
 
-def _content(job: Job, method: str) -> str:
-    """A hash of all that the values depend on."""
+def _cache_key(job: FrameJob, method: str) -> str:
+    """Hash everything the values depend on."""
     keys = [metric.column.key for metric in job.metrics(method)]
     hashed = hashlib.sha256(f"{VERSION} {keys}".encode())
     for frame in filter(None, (job.frame, job.before)):
@@ -197,44 +198,48 @@ def _content(job: Job, method: str) -> str:
 
 
 class _References(NamedTuple):
-    """What the results for an image are held against, at one size."""
+    """The images a result is compared with, all at the same size."""
 
     size: Size
-    given: Planes
+    input: Planes
     truth: Planes | None
-    given_before: Planes | None
+    input_before: Planes | None
 
 
-def _references(job: Job) -> _References:
-    """At the size of the truth, or else of the input. Raises ColorFluxError as load_photo."""
+def _references(job: FrameJob) -> _References:
+    """Load the references at the size of the truth or, without one, of the input.
+
+    Raises ColorFluxError as :func:`load_photo`.
+    """
     item = job.frame.item
-    given = load_photo(item.input)
+    photo = load_photo(item.input)
     truth = load_photo(item.truth) if item.truth else None
-    size = (truth or given).size
+    size = (truth or photo).size
     return _References(
         size,
-        _planes(given, size),
+        _planes(photo, size),
         _planes(truth, size) if truth else None,
         _planes(load_photo(job.before.item.input), size) if job.before else None,
     )
 
 
 @torch.inference_mode()
-def _values(job: Job, method: str, path: Path, references: _References) -> Values:
-    """Without a readable result for the frame before there is no flicker.
+def _values(job: FrameJob, method: str, path: Path, references: _References) -> Values:
+    """Compute the values of one result; flicker requires a readable result for the previous frame.
 
-    Raises ColorFluxError when the result itself cannot be read.
+    Raises:
+        ColorFluxError: if the result cannot be read.
     """
     photo = load_photo(path)
-    size, given, truth, given_before = references
+    size, gray, truth, gray_before = references
     result = _planes(photo, size)
-    against = {"nothing": (result, result), "input": (result, given)}
+    against = {"nothing": (result, result), "input": (result, gray)}
     if truth:
         against["truth"] = (result, truth)
-    if job.before and given_before and (path_before := job.before.results.get(method)):
+    if job.before and gray_before and (path_before := job.before.results.get(method)):
         with suppress(ColorFluxError):
             before = _planes(load_photo(path_before), size)
-            against["before"] = (_change(before, result), _change(given_before, given))
+            against["before"] = (_change(before, result), _change(gray_before, gray))
     values = {
         metric.column.key: metric.value(*against[metric.against]).item()
         for metric in job.metrics(method)

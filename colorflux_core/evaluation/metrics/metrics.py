@@ -1,4 +1,4 @@
-"""The metrics that need no download: what each is, for the report, and how it comes of pictures."""
+"""The metrics that need no download: their report columns and how each is computed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from ...photos.color import colorfulness, hsv_statistics
-from ..report.tables import Column
+from ..scores import Column
 from .bleeding import bleeding, excess_bleeding, flicker
 from .color_metrics import chroma_correlation, chroma_psnr, mean_ciede2000
 from .planes import Planes
@@ -17,18 +17,19 @@ from .structure_metrics import gradient_correlation, ssim
 from .tone_metrics import brightness, clipped_bright, clipped_dark, contrast, luma_distance
 
 VERSION = 1
-"""Of all values below. Raise it when any changes, so that none is taken from an old cache."""
+"""Version of all metrics. Increment it when any value changes, to invalidate old caches."""
 
 Against = Literal["nothing", "input", "truth", "before"]
-"""What a result is held against: the gray input, the color photo, or the frame before it."""
+"""What a result is compared with: the gray input, the color photo, or the previous frame."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the report, and the value of one result (N, 3, H, W) or (3, H, W): (N) or ().
+    """A column of the report and how to compute its value.
 
-    ``value`` is given the result and what it is held against; ``before``, the change of the result
-    since the frame before it, and the change of the input.
+    ``value`` takes the planes of the result, (N, 3, H, W) or (3, H, W), and of the image it is
+    compared with, and returns (N) or (). For ``before`` it takes the change of the result since
+    the previous frame, and the change of the input.
     """
 
     column: Column
@@ -54,7 +55,7 @@ METRICS = (
             "Saturation",
             "truth",
             "%",
-            "Mean saturation of HSV.",
+            "Mean HSV saturation.",
         ),
         "nothing",
         lambda result, _: 100 * hsv_statistics(result.rgb).saturation,
@@ -64,8 +65,8 @@ METRICS = (
             "ciede2000",
             "dE00",
             "lower",
-            explanation="Mean CIEDE2000 to the truth, in L*a*b* under D65: 1 can just be seen."
-            " Wrong tones count as well as wrong colors.",
+            explanation="Mean CIEDE2000 difference to the truth (L*a*b*, D65): 1 is just"
+            " noticeable. Wrong tones count as well as wrong colors.",
         ),
         "truth",
         lambda result, truth: mean_ciede2000(result.rgb, truth.rgb),
@@ -76,7 +77,7 @@ METRICS = (
             "Chroma PSNR",
             "higher",
             "dB",
-            "Of Cb and Cr to the truth's, at most 60 for each image; the peak is their range.",
+            "PSNR of Cb and Cr against the truth, at most 60 per image; the peak is their range.",
         ),
         "truth",
         lambda result, truth: chroma_psnr(result.chroma, truth.chroma),
@@ -86,8 +87,8 @@ METRICS = (
             "chroma_correlation",
             "Chroma corr.",
             "higher",
-            explanation="Correlation of Cb and Cr with the truth's: the right hues in the right"
-            " places, however pale.",
+            explanation="Correlation of Cb and Cr with the truth: the right hues in the right"
+            " places, at any saturation.",
         ),
         "truth",
         lambda result, truth: chroma_correlation(result.chroma, truth.chroma),
@@ -98,7 +99,7 @@ METRICS = (
             "Brightness",
             "truth",
             "levels",
-            "Mean luma, of 255.",
+            "Mean luma, 0 to 255.",
         ),
         "nothing",
         lambda result, _: 255 * brightness(result.luma),
@@ -109,7 +110,7 @@ METRICS = (
             "Contrast",
             "truth",
             "levels",
-            "Standard deviation of the luma, of 255.",
+            "Standard deviation of the luma, in levels of 255.",
         ),
         "nothing",
         lambda result, _: 255 * contrast(result.luma),
@@ -120,7 +121,7 @@ METRICS = (
             "Black",
             "lower",
             "%",
-            "Pixels whose luma is 2 or less, of 255.",
+            "Pixels with a luma of 2 or less, of 255.",
         ),
         "nothing",
         lambda result, _: 100 * clipped_dark(result.luma),
@@ -131,7 +132,7 @@ METRICS = (
             "White",
             "lower",
             "%",
-            "Pixels whose luma is 253 or more, of 255.",
+            "Pixels with a luma of 253 or more, of 255.",
         ),
         "nothing",
         lambda result, _: 100 * clipped_bright(result.luma),
@@ -142,7 +143,8 @@ METRICS = (
             "Tone distance",
             "lower",
             "levels",
-            "Wasserstein-1 between the histograms of the luma and the truth's, of 255.",
+            "Wasserstein-1 distance between the luma histograms of result and truth, in levels of"
+            " 255.",
         ),
         "truth",
         lambda result, truth: 255 * luma_distance(result.luma, truth.luma),
@@ -152,17 +154,17 @@ METRICS = (
             "ssim_input",
             "SSIM to input",
             "higher",
-            explanation="Structural similarity of the luma to the gray input's.",
+            explanation="Structural similarity (SSIM) of the luma to the gray input.",
         ),
         "input",
-        lambda result, given: ssim(result.luma, given.luma),
+        lambda result, gray: ssim(result.luma, gray.luma),
     ),
     Metric(
         Column(
             "ssim_truth",
             "SSIM to truth",
             "higher",
-            explanation="Structural similarity of the luma to the truth's.",
+            explanation="Structural similarity (SSIM) of the luma to the truth.",
         ),
         "truth",
         lambda result, truth: ssim(result.luma, truth.luma),
@@ -172,18 +174,18 @@ METRICS = (
             "gradient_input",
             "Edges of input",
             "higher",
-            explanation="Correlation of the luma's gradient with the gray input's, whatever the"
-            " brightness and the contrast.",
+            explanation="Correlation of the luma gradient with the gray input's, independent of"
+            " brightness and contrast.",
         ),
         "input",
-        lambda result, given: gradient_correlation(result.luma, given.luma),
+        lambda result, gray: gradient_correlation(result.luma, gray.luma),
     ),
     Metric(
         Column(
             "gradient_truth",
             "Edges of truth",
             "higher",
-            explanation="Correlation of the luma's gradient with the truth's.",
+            explanation="Correlation of the luma gradient with the truth's.",
         ),
         "truth",
         lambda result, truth: gradient_correlation(result.luma, truth.luma),
@@ -194,11 +196,11 @@ METRICS = (
             "Bleeding",
             "lower",
             "levels",
-            "Change of chroma from pixel to pixel where the input's luma has no edge, of 255."
-            " Gray has none.",
+            "Chroma change between neighboring pixels where the input's luma has no edge, in"
+            " levels of 255. A gray image scores 0.",
         ),
         "input",
-        lambda result, given: 255 * bleeding(result.chroma, given.luma),
+        lambda result, gray: 255 * bleeding(result.chroma, gray.luma),
     ),
     Metric(
         Column(
@@ -206,8 +208,8 @@ METRICS = (
             "Bleeding over truth",
             "lower",
             "levels",
-            "The same where the truth's luma has no edge, and only what goes beyond the truth's"
-            " own change of chroma there.",
+            "The same where the truth's luma has no edge, counting only what exceeds the truth's"
+            " own chroma change there.",
         ),
         "truth",
         lambda result, truth: 255 * excess_bleeding(result.chroma, truth.luma, truth.chroma),
@@ -218,7 +220,8 @@ METRICS = (
             "Flicker",
             "lower",
             "levels",
-            "Change of chroma since the frame before, where the input's luma stays, of 255.",
+            "Chroma change since the previous frame where the input's luma is constant, in levels"
+            " of 255.",
         ),
         "before",
         lambda change, of_input: 255 * flicker(change.chroma, of_input.luma),
@@ -226,7 +229,7 @@ METRICS = (
 )
 
 RESIZED = "resized"
-"""Not a metric, but a score beside them: 1 for a result of another size than the photo's, which was
-resized before it was measured, else 0."""
+"""Key of an extra score: 1 if the result's size differed from the photo's, so that it was resized
+before measuring, else 0."""
 
 COLUMNS = tuple(metric.column for metric in METRICS)

@@ -1,4 +1,4 @@
-"""A picture as the metrics look at it: in color, its luma and its chroma."""
+"""The color planes that metrics work on, and basic operations on them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from ...photos.color import rgb_to_ycbcr
 
 FLAT = 1e-4
-"""Planes whose standard deviation, in [0, 1], is below this vary in nothing: a fortieth of an 8-bit
-level is rounding."""
+"""Planes with a lower standard deviation count as constant: a fortieth of an 8-bit level is only
+rounding."""
 
 
 class Planes(NamedTuple):
@@ -23,17 +23,18 @@ class Planes(NamedTuple):
 
 
 def planes(rgb: Tensor) -> Planes:
+    """Split RGB (..., 3, H, W) in [0, 1] into :class:`Planes`."""
     luma, chroma = rgb_to_ycbcr(rgb).split([1, 2], dim=-3)
     return Planes(rgb, luma, chroma)
 
 
 def mean(planes: Tensor) -> Tensor:
-    """Over channels and pixels: (..., C, H, W) to (...)."""
+    """Mean over channels and pixels: (..., C, H, W) to (...)."""
     return planes.mean(dim=(-3, -2, -1))
 
 
 def differences(planes: Tensor) -> Tensor:
-    """To the right and downwards neighbour, (..., C, H, W) to (..., 2 C, H, W); 0 at the edges."""
+    """Forward differences to the right and down, (..., C, H, W) to (..., 2 C, H, W); 0 at edges."""
     *batch, channels, height, width = planes.shape
     found = planes.new_empty(*batch, 2 * channels, height, width)
     right, below = found.chunk(2, dim=-3)
@@ -44,14 +45,14 @@ def differences(planes: Tensor) -> Tensor:
 
 
 def length(planes: Tensor) -> Tensor:
-    """Of each pixel's vector: (..., C, H, W) to (..., 1, H, W)."""
+    """Euclidean norm over the channels: (..., C, H, W) to (..., 1, H, W)."""
     return planes.square().sum(dim=-3, keepdim=True).sqrt()
 
 
 def correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Pearson's, of pictures (..., C, H, W), each plane about its own mean and all pooled: (...).
+    """Pearson correlation of two images (..., C, H, W), planes centered and then pooled: (...).
 
-    1 for two flat pictures, 0 for a flat and another one.
+    1 for two constant images, 0 if only one is constant.
     """
     one, other = (planes - planes.mean(dim=(-2, -1), keepdim=True) for planes in (one, other))
     variance, other_variance = mean(one.square()), mean(other.square())

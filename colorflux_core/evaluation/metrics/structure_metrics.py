@@ -1,4 +1,4 @@
-"""Is it still the same picture? Of lumas (..., 1, H, W), to the gray input or to the truth."""
+"""Structure preservation: similarity of the luma to the gray input's or the truth's."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ WINDOW, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
 
 STRIP_ROWS = 32
-"""Worked on at a time, so that what is smoothed stays in the cache."""
+"""Rows processed at a time, so that the smoothed planes stay in the CPU cache."""
 
 
 def ssim(luma: Tensor, other: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004), (...), in [-1, 1].
+    """Structural similarity (Wang et al. 2004) of lumas (..., 1, H, W) in [0, 1]: (...) in [-1, 1].
 
-    At the pictures' own size, Gaussian window of 11 pixels and sigma 1.5, population variances, the
-    mean over all windows that lie inside; sides below 11 are first extended by their edge pixels.
+    Computed at full size with a Gaussian window of 11 pixels (sigma 1.5) and population variances,
+    averaged over all windows inside the image. Sides below 11 pixels are padded by replication.
     """
     luma, other = _extended(luma), _extended(other)
     last = luma.shape[-2] - WINDOW + 1
@@ -31,7 +31,7 @@ def ssim(luma: Tensor, other: Tensor) -> Tensor:
 
 
 def _similarity(x: Tensor, y: Tensor) -> Tensor:
-    """Of each window of a strip, (..., 1, H - 10, W - 10)."""
+    """SSIM of each window of a strip, (..., 1, H - 10, W - 10)."""
     moments = torch.cat([x, y, x * x + y * y, x * y], dim=-3)
     mean_x, mean_y, squares, product = _smoothed(moments).split(1, dim=-3)
     means = mean_x * mean_y
@@ -41,7 +41,7 @@ def _similarity(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _smoothed(planes: Tensor) -> Tensor:
-    """Under the window, where it fits. By taps: a convolution of one channel is far slower."""
+    """Gaussian filter without padding. Adding taps is far faster than a one-channel convolution."""
     offsets = torch.arange(WINDOW) - WINDOW // 2
     weights = torch.softmax(-offsets.square() / (2 * SIGMA**2), dim=0).tolist()
     for dim in (-2, -1):
@@ -64,9 +64,9 @@ def _extended(luma: Tensor) -> Tensor:
 
 
 def gradient_correlation(luma: Tensor, other: Tensor) -> Tensor:
-    """Of the differences between neighbouring pixels, to the right and downwards: (...).
+    """Correlation of the luma gradients of two images (..., 1, H, W): (...) in [-1, 1].
 
-    In [-1, 1], whatever the brightness and the contrast; 1 for two flat pictures, 0 for a flat and
-    another one. After Penney et al. 1998, with both directions pooled.
+    It does not depend on brightness or contrast. 1 for two constant images, 0 if only one is
+    constant. After Penney et al. 1998, with both directions pooled.
     """
     return correlation(differences(luma), differences(other))

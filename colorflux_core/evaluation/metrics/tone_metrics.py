@@ -1,4 +1,4 @@
-"""Brightness, contrast and exposure: what fading takes from a photo, of its luma (..., 1, H, W)."""
+"""Brightness, contrast and clipping, which fading changes, from the luma (..., 1, H, W)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from .planes import mean
 
 DARK, BRIGHT = 2 / 255, 253 / 255
-"""Luma from which on a scan tells no more apart."""
+"""Luma at or beyond which a pixel counts as clipped, in [0, 1]."""
 
 LEVELS = 256
 
@@ -19,30 +19,30 @@ def brightness(luma: Tensor) -> Tensor:
 
 
 def contrast(luma: Tensor) -> Tensor:
-    """The standard deviation of luma, (...), in [0, 0.5]."""
+    """Standard deviation of the luma, (...), in [0, 0.5]."""
     return luma.std(dim=(-3, -2, -1), correction=0)
 
 
 def clipped_dark(luma: Tensor) -> Tensor:
-    """The share of pixels that are black, (...)."""
+    """Fraction of black pixels, (...)."""
     return mean((luma <= DARK).to(luma))
 
 
 def clipped_bright(luma: Tensor) -> Tensor:
-    """The share of pixels that are white, (...)."""
+    """Fraction of white pixels, (...)."""
     return mean((luma >= BRIGHT).to(luma))
 
 
 def luma_distance(luma: Tensor, true: Tensor) -> Tensor:
-    """Wasserstein-1 between the histograms of 256 levels, (...), in [0, 1].
+    """Wasserstein-1 distance between the 256-level luma histograms, (...), in [0, 1].
 
-    How far the luma of a pixel has to move, in the mean, until both histograms are the same.
+    This is the mean luma change per pixel that makes both histograms equal.
     """
     return (_cumulative(luma) - _cumulative(true)).abs().sum(dim=-1) / (LEVELS - 1)
 
 
 def _cumulative(luma: Tensor) -> Tensor:
-    """The share of pixels up to each level, (..., 256)."""
+    """Fraction of pixels up to each level, (..., 256)."""
     level = (luma.flatten(-3) * (LEVELS - 1)).round().long().clamp(0, LEVELS - 1)
     counts = level.new_zeros(*level.shape[:-1], LEVELS)
     counts.scatter_add_(-1, level, torch.ones_like(level))

@@ -1,1 +1,1 @@
-"""The report: tables, intervals, pictures, HTML and Markdown."""
+"""The report: tables, intervals and images, as HTML, Markdown and CSV."""

@@ -1,13 +1,13 @@
-"""Which method colorizes better, said and shown.
+"""Write a report that compares methods.
 
 A report is one folder:
 
-    report.html       everything, in one file that needs no other and no network
-    report.md         the tables in the paper's form
-    scores.csv        what it was made from, a row for each image
-    table.csv         the means with their intervals and coverage
-    comparisons.csv   every method against the reference
-    sheets/SET-1.jpg  pictures side by side, with zoomed crops
+    report.html       the full report in one self-contained file
+    report.md         the tables in the layout of the paper
+    scores.csv        the scores the report was made from, one row per image and metric
+    table.csv         means with intervals and coverage
+    comparisons.csv   each method against the reference
+    sheets/SET-1.jpg  results side by side, with zoomed crops
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ...errors import ColorFluxError
 from ..benchmark.methods import Method
 from ..benchmark.sets import BenchmarkSet
 from ..rows import write_file, write_rows
-from ..scores import Score, write_scores
+from ..scores import TRUTH, Column, Score, write_scores
 from . import table_text
-from .report_page import Page, Rationales, Section, telling_images
+from .report_page import Page, Rationales, Section, most_different_images
 from .sheets import INPUT, Strip, contact_sheet, jpeg, strip
-from .tables import TRUTH, Block, Column, blocks, compare_rows
+from .tables import Block, blocks, compare_rows
 
 SHOWN = 12
-"""Images of each set in the sheets and the page, where each takes about 30 kB a method."""
+"""Images per set in the sheets and the HTML page; each adds about 30 kB per method to the page."""
 
 SHEET_ROWS = 6
 
@@ -47,30 +47,31 @@ def write_report(
     runs: Mapping[str, str] | None = None,
     shown: int = SHOWN,
 ) -> None:
-    """Write all of the report; the same scores and files give the same bytes.
+    """Write the report; identical scores and files produce identical bytes.
 
     Args:
-        scores: Of these sets, methods and ``truth``; those of other sets, methods or metrics are
-            kept in scores.csv only.
-        columns: The metrics, in the order of the tables.
-        reference: The row that all others are compared with; the first, if not given.
+        scores: Scores of the methods and of ``truth``. Scores of other sets, methods or metrics
+            only go to scores.csv.
+        columns: The metrics, in table order.
+        reference: The row the others are compared with; by default the first.
         facts: How the scores were made: versions, command, hash of a judge's template.
-        seed: Of the bootstrap.
-        runs: For methods that are seeds of one: by the method's name, the row it is a part of.
-            The pictures are those of a row's first method.
-        shown: Images of each set with pictures: a third are the set's first, the others those for
-            which the methods' scores differ most.
+        rationales: What judges wrote, shown below the images.
+        seed: Seed of the bootstrap.
+        runs: For methods trained with several seeds: maps each method to the table row it belongs
+            to. The images shown are those of a row's first method.
+        shown: Images per set to show: a third are the set's first, the others those where the
+            methods' scores differ most.
 
     Raises:
-        ColorFluxError: when the reference is none of the rows, an image of the benchmark cannot be
-            read, or the folder cannot be written.
+        ColorFluxError: if the reference is not a row, an image of the benchmark cannot be read, or
+            the folder cannot be written.
     """
     runs = runs or {}
     pictured: dict[str, Method] = {}
     for method in methods:
         pictured.setdefault(runs.get(method.name, method.name), method)
     if not pictured:
-        raise ColorFluxError("there is no method to report on: give at least one")
+        raise ColorFluxError("a report needs at least one method")
     reference = reference_among([*pictured], reference)
     sections: list[Section] = []
     for block in blocks(scores, columns, sets, [method.name for method in methods], runs, seed):
@@ -100,21 +101,19 @@ def write_report(
 
 
 def reference_among(rows: Sequence[str], reference: str | None) -> str:
-    """The row that others are compared with, by default the first.
+    """Validate the row names and return the reference, by default the first row.
 
-    Raises ColorFluxError when it is none of the rows, or a row has the name of the photos.
+    Raises:
+        ColorFluxError: if the reference is not a row, or a row has a reserved name.
     """
     for name, photos in ((TRUTH, "color"), (INPUT, "gray")):
         if name in rows:
-            raise ColorFluxError(
-                f"{name} is what the {photos} photos are called: rename that method"
-            )
+            raise ColorFluxError(f"{name} is reserved for the {photos} photos: rename that method")
     if reference is None:
         return rows[0]
     if reference not in rows:
         raise ColorFluxError(
-            f"{reference} cannot be the reference, it is not among the methods"
-            f" {', '.join(rows)}: choose one with --reference"
+            f"--reference {reference}: there is no such method; choose one of {', '.join(rows)}"
         )
     return reference
 
@@ -122,14 +121,14 @@ def reference_among(rows: Sequence[str], reference: str | None) -> str:
 def _strips(block: Block, methods: Mapping[str, Method], count: int) -> Iterator[Strip]:
     results = {row: method.results(block.set) for row, method in methods.items()}
     for index in tqdm(
-        telling_images(block, count), unit="image", desc=f"pictures {block.set.name}"
+        most_different_images(block, count), unit="image", desc=f"images of {block.set.name}"
     ):
         item = block.set.items[index]
         yield strip(item, {row: found.get(item.name) for row, found in results.items()}, TRUTH)
 
 
 def _write_sheets(folder: Path, name: str, strips: Sequence[Strip]) -> list[str]:
-    """The files, relative to the folder."""
+    """Write the contact sheets and return their paths relative to the folder."""
     written: list[str] = []
     stem = re.sub(r"[^\w.-]", "_", name)
     for start in range(0, len(strips), SHEET_ROWS):

@@ -1,4 +1,4 @@
-"""The report as text: a page for the browser, and Markdown. The templates lie beside this file."""
+"""Render the report as HTML and Markdown, with the templates beside this file."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from ..scores import TRUTH, Column
 from . import table_text
 from .sheets import INPUT, NO_RESULT, Strip, jpeg
 from .statistics import Comparison, over_seeds
-from .tables import TRUTH, Block, Column, Compared
+from .tables import Block, Compared
 
 ROWS = 200
-"""Images of each set whose scores are in the page; scores.csv has all."""
+"""Images per set whose scores are listed on the page; scores.csv has all."""
 
 Rationales = Mapping[tuple[str, str, str], str]
-"""What a judge wrote, by set, method and image."""
+"""What judges wrote, keyed by (set, method, image)."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """One set of the report; the sheets are files, relative to the report's folder."""
+    """The report on one set; ``sheets`` are paths relative to the report's folder."""
 
     block: Block
     compared: list[Compared]
@@ -37,7 +38,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """All that the templates say; ``methods`` has the method of each row's pictures."""
+    """The content of the templates; ``methods`` maps each row to the method it shows images of."""
 
     sections: Sequence[Section]
     columns: Sequence[Column]
@@ -47,7 +48,7 @@ class Page:
     rationales: Rationales
 
     def text(self, name: str) -> str:
-        """Of ``report.html``, where all is escaped, or ``report.md``."""
+        """Render ``report.html`` (with HTML escaping) or ``report.md``."""
         compared = (line for section in self.sections for line in section.compared)
         template = _templates().get_template(f"{name}.jinja")
         return template.render(
@@ -57,10 +58,14 @@ class Page:
         )
 
 
-def telling_images(block: Block, count: int) -> list[int]:
-    """A third of them the set's first, the others those whose scores spread most over the methods.
+def most_different_images(block: Block, count: int) -> list[int]:
+    """Select images to show: the set's first third, then those whose scores differ most.
 
-    The spread is the standard deviation over the rows, relative to the metric's mean spread.
+    The difference is the standard deviation over the rows, relative to the metric's mean, summed
+    over the metrics.
+
+    Returns:
+        Ascending indices of at most ``count`` images.
     """
     total = len(block.set.items)
     rows = [row for row in block.rows if row != TRUTH]
@@ -75,7 +80,7 @@ def telling_images(block: Block, count: int) -> list[int]:
 
 
 class ImageRow(NamedTuple):
-    """One image of one row: its value for each of the block's metrics of images."""
+    """The values of one image in one row, for each per-image metric of the block."""
 
     image: str
     row: str
@@ -83,16 +88,16 @@ class ImageRow(NamedTuple):
 
 
 def image_rows(block: Block, count: int) -> Iterator[ImageRow]:
-    """Of so many images of the set, the most telling ones."""
+    """Yield the values of the ``count`` images picked by :func:`most_different_images`."""
     values = {key: over_seeds(array) for key, array in block.values.items()}
-    for index in telling_images(block, count):
+    for index in most_different_images(block, count):
         for row in block.rows:
             of_row = [float(values[row, column.key][index]) for column in block.image_columns]
             yield ImageRow(block.set.items[index].name, row, of_row)
 
 
-class Whisker(NamedTuple):
-    """A difference drawn on a line from 0 to 100 with no difference at 50; right is better."""
+class ForestMark(NamedTuple):
+    """A difference in a forest plot, on a scale from 0 to 100: 50 is none, higher is better."""
 
     low: float
     mean: float
@@ -101,30 +106,30 @@ class Whisker(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        return "better" if self.low > 50 else "worse" if self.high < 50 else "open"
+        return "better" if self.low > 50 else "worse" if self.high < 50 else "inconclusive"
 
 
-def whiskers(compared: Sequence[Compared]) -> dict[tuple[str, str], Whisker]:
-    """By metric and method; each metric has a scale of its own."""
+def forest_marks(compared: Sequence[Compared]) -> dict[tuple[str, str], ForestMark]:
+    """Map (metric, method) to marks; each metric has its own scale."""
     reach: dict[str, float] = {}
     for line in compared:
         farthest = float(np.nanmax(np.abs(line.comparison.difference)))
         reach[line.column.key] = max(reach.get(line.column.key, 0.0), farthest)
-    drawn = {}
+    marks = {}
     for line in compared:
         sign = 1 if line.column.direction == "higher" else -1
         scale = sign * 48 / (reach[line.column.key] or 1)
         mean, low, high = (50 + scale * value for value in line.comparison.difference)
         low, high = sorted([low, high])
-        drawn[line.column.key, line.method] = Whisker(low, mean, high, line.comparison)
-    return drawn
+        marks[line.column.key, line.method] = ForestMark(low, mean, high, line.comparison)
+    return marks
 
 
-def verdicts(drawn: Mapping[tuple[str, str], Whisker]) -> dict[str, Counter[str]]:
-    """By method, by how many metrics it is better, worse, or neither for sure."""
+def count_verdicts(marks: Mapping[tuple[str, str], ForestMark]) -> dict[str, Counter[str]]:
+    """Count for each method the metrics where it is better, worse, or inconclusive."""
     counted: dict[str, Counter[str]] = {}
-    for (_, method), whisker in drawn.items():
-        counted.setdefault(method, Counter(better=0, worse=0, open=0))[whisker.verdict] += 1
+    for (_, method), mark in marks.items():
+        counted.setdefault(method, Counter(better=0, worse=0, inconclusive=0))[mark.verdict] += 1
     return counted
 
 
@@ -143,8 +148,8 @@ def _templates() -> jinja2.Environment:
         "NO_RESULT": NO_RESULT,
         "TRUTH": TRUTH,
         "image_rows": image_rows,
-        "whiskers": whiskers,
-        "verdicts": verdicts,
+        "forest_marks": forest_marks,
+        "count_verdicts": count_verdicts,
     }
     environment.filters |= {"data_uri": _data_uri, "markdown": table_text.escape_markdown}
     return environment

@@ -1,4 +1,4 @@
-"""Pictures of one image side by side: what was given, what each method made, the truth."""
+"""Contact sheets: the input, each method's result and the truth, side by side."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from ..benchmark.sets import Item, eight_bit
 logger = logging.getLogger(__name__)
 
 MAX_SIDE = 2048
-"""Pictures are shrunk to this before anything else, so that scans need little memory."""
+"""Images are first shrunk to this side, so that large scans need little memory."""
 
 PICTURE, CROP = 320, 240
-"""Longest side of a picture, side of its crop, in pixels."""
+"""Longest side of a displayed image and of its crop, in pixels."""
 
 ZOOM = 3
-"""A crop is a square of this fraction of the longest side, where the shortest allows it."""
+"""The side of a crop is the longest side divided by this, at most the shortest side."""
 
 SEARCH_SIDE = 128
-"""Pixels at which the place of the crop is looked for."""
+"""Longest side, in pixels, at which the crop position is searched."""
 
 INPUT = "input"
 NO_RESULT = "no result"
 
 
 class Box(NamedTuple):
-    """Part of a picture, as fractions of its width and height."""
+    """Part of an image, as fractions of its width and height."""
 
     left: float
     top: float
@@ -50,9 +50,9 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Strip:
-    """One image by each label, in the order of a sheet's columns; None where there is no result.
+    """A row of a sheet: images by column label, None for a missing result.
 
-    All pictures have one size, all crops show the same ``box`` of them.
+    All images have the same size, and all crops show the same ``box``.
     """
 
     name: str
@@ -62,33 +62,34 @@ class Strip:
 
 
 def strip(item: Item, results: Mapping[str, Path | None], truth: str) -> Strip:
-    """The input, the results by method, and the truth under this label, if there is one.
+    """Load the input, the results by method and, if known, the truth under the label ``truth``.
 
-    Results of another size are brought to the input's. Those that cannot be read are left out,
-    with a warning.
+    Results are resized to the input's size. Unreadable results are treated as missing, with a
+    warning.
 
-    Raises ColorFluxError when the input cannot be read.
+    Raises:
+        ColorFluxError: if the input cannot be read.
     """
-    given = _shrunk(item.input)
+    gray = _shrunk(item.input)
     files = dict(results) if item.truth is None else {**results, truth: item.truth}
-    whole = {INPUT: given} | {name: _result(path, given.size) for name, path in files.items()}
-    made = [picture for name in results if (picture := whole[name])]
-    others = [picture for name in (truth, INPUT) if (picture := whole.get(name))]
-    box = telling_box(made if len(made) > 1 else [*made, *others][:2])
+    images = {INPUT: gray} | {name: _result(path, gray.size) for name, path in files.items()}
+    produced = [picture for name in results if (picture := images[name])]
+    others = [picture for name in (truth, INPUT) if (picture := images.get(name))]
+    box = most_different_box(produced if len(produced) > 1 else [*produced, *others][:2])
     return Strip(
         item.name,
         box,
-        {name: image and _contained(image, PICTURE) for name, image in whole.items()},
-        {name: image and _cropped(image, box) for name, image in whole.items()},
+        {name: image and _contained(image, PICTURE) for name, image in images.items()},
+        {name: image and _cropped(image, box) for name, image in images.items()},
     )
 
 
-def telling_box(pictures: Sequence[Image.Image]) -> Box:
-    """Where the colors (CbCr) of pictures of one size differ most within a window.
+def most_different_box(pictures: Sequence[Image.Image]) -> Box:
+    """Find the window where the colors (CbCr) of images of the same size differ most.
 
-    A difference that the whole window has in common, such as of a sky's blue, is seen without
-    zooming, so only what lies beyond it counts: the mean variance over the pictures, less the
-    variance of the window's mean color.
+    A difference shared by the full window, such as another blue of the sky, is visible without
+    zooming and does not count: the score is the mean variance over the images, minus the variance
+    of the window's mean color.
     """
     width, height = pictures[0].size
     shrink = max(1.0, max(width, height) / SEARCH_SIDE)
@@ -103,16 +104,16 @@ def telling_box(pictures: Sequence[Image.Image]) -> Box:
     def variance(values: Tensor) -> Tensor:
         return values.var(dim=0, correction=0).sum(dim=0, keepdim=True)
 
-    telling = windows(variance(chroma)) - variance(windows(chroma))
-    best = int(telling.argmax())
-    top, left = divmod(best, telling.shape[-1])
+    score = windows(variance(chroma)) - variance(windows(chroma))
+    best = int(score.argmax())
+    top, left = divmod(best, score.shape[-1])
     return Box(left / size[0], top / size[1], (left + side) / size[0], (top + side) / size[1])
 
 
 def contact_sheet(strips: Sequence[Strip]) -> Image.Image:
-    """A row for each strip: its pictures, with the crop outlined, and the crops beneath.
+    """Draw a sheet with a row for each strip: its images, with the crop outlined, above the crops.
 
-    All strips have the same labels; rows without a truth may lack that one.
+    All strips have the same labels, except that the truth may be absent.
     """
     labels = list(dict.fromkeys(label for strip in strips for label in strip.pictures))
     heights = [
@@ -150,6 +151,7 @@ def contact_sheet(strips: Sequence[Strip]) -> Image.Image:
 
 
 def outlined(picture: Image.Image, box: Box) -> Image.Image:
+    """Return a copy with the box outlined in black and white."""
     picture = picture.copy()
     left, top, right, bottom = _pixels(box, picture.size)
     draw = ImageDraw.Draw(picture)
@@ -178,13 +180,13 @@ def _result(path: Path | None, size: tuple[int, int]) -> Image.Image | None:
     try:
         image = _shrunk(path)
     except ColorFluxError as error:
-        logger.warning("not shown: %s", error)
+        logger.warning("result not shown: %s", error)
         return None
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _contained(image: Image.Image, side: int) -> Image.Image:
-    """Enlarged or shrunk to the longest side; no side vanishes, however long the picture is."""
+    """Resize to the given longest side; the other side stays at least one pixel."""
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.BICUBIC)
@@ -195,14 +197,14 @@ def _cropped(image: Image.Image, box: Box) -> Image.Image:
 
 
 def _pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """At least one pixel."""
+    """Convert a box to pixel bounds (left, top, right, bottom) of at least one pixel."""
     left, top = (min(round(at * side), side - 1) for at, side in zip(box[:2], size, strict=True))
     right, bottom = (round(at * side) for at, side in zip(box[2:], size, strict=True))
     return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
 def label_font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """The system's, if Pillow finds it: its own has no letters but English ones."""
+    """A system font if Pillow finds one, because Pillow's own only covers English letters."""
     for name in ("DejaVuSans.ttf", "Arial.ttf", "arial.ttf"):
         with suppress(OSError):
             return ImageFont.truetype(name, 15)

@@ -1,7 +1,7 @@
-"""How far a mean can be trusted, and whether two methods differ.
+"""Confidence intervals of means and paired comparisons of methods.
 
-A method's values on one benchmark set are an array (seeds, images): a row for each training seed,
-NaN where there is no value. A bundle or a folder of results is a single row.
+A method's values on one benchmark set are an array (seeds, images): one row per training seed, NaN
+for missing values. A bundle or a folder of results has a single row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy import stats
 Values = NDArray[np.float64]
 
 LEVEL = 0.95
-"""Of all intervals."""
+"""Confidence level of all intervals."""
 
 RESAMPLES = 5000
 
@@ -31,7 +31,7 @@ class Interval(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """One method against another, over the images for which both have a value."""
+    """A method against another, over the images for which both have a value."""
 
     images: int
     difference: Interval
@@ -39,18 +39,23 @@ class Comparison(NamedTuple):
     ties: int
     losses: int
     p: float
-    """Of Wilcoxon's signed-rank test, two-sided; NaN where a method has several seeds, which the
-    test knows nothing of, and for fewer than two images."""
+    """Two-sided p-value of Wilcoxon's signed-rank test; NaN for fewer than two images, or if a
+    method has several seeds, which the test does not model."""
 
 
 def mean_interval(values: ArrayLike, seed: int = 0) -> Interval:
-    """The mean over the images of the mean over the seeds, (seeds, images) or (images).
+    """The mean over images of the mean over seeds, with a bootstrap confidence interval.
 
-    A pigeonhole bootstrap (Owen 2007): seeds and images are crossed, so both are resampled, the
-    images alike for every seed. Two corrections make it hold for few of either: of n, n - 1 are
-    drawn (Rao and Wu 1988), and the percentile interval is widened from the normal to Student's
-    quantile (Hesterberg 2015) with Satterthwaite's degrees of freedom. On Gaussian values it then
-    holds the true mean in 93 to 96 of 100 cases from 4 images and 3 seeds on, in 88 for 2 seeds.
+    Uses the pigeonhole bootstrap (Owen 2007): seeds and images are crossed factors, so both are
+    resampled, with the same images for every seed. Two corrections improve coverage for small
+    samples: each resample draws n - 1 of n (Rao and Wu 1988), and the percentile interval is
+    widened from the normal to Student's t quantile (Hesterberg 2015) with Satterthwaite's degrees
+    of freedom. On Gaussian values the coverage is 93 to 96 % from 4 images and 3 seeds on, and
+    88 % for 2 seeds.
+
+    Args:
+        values: (seeds, images) or (images).
+        seed: Seed of the bootstrap.
     """
     return _interval([_two_dimensional(values)], seed)
 
@@ -58,11 +63,11 @@ def mean_interval(values: ArrayLike, seed: int = 0) -> Interval:
 def compare(
     values: ArrayLike, others: ArrayLike, *, higher_is_better: bool, seed: int = 0
 ) -> Comparison:
-    """A method's values against another's, (seeds, images) or (images): the same images in order.
+    """Compare two methods' values, (seeds, images) or (images), for the same images in order.
 
-    Images are paired, and so are seeds where there are as many: runs of one seed may go on from one
-    stage that they share, and what that does to both is no difference. Wins, ties and losses count
-    images, by the mean over seeds.
+    Images are paired. Seeds are paired too if both methods have the same number, because runs of
+    the same seed may share earlier training stages, whose effect then cancels out. Wins, ties and
+    losses count images by their mean over the seeds.
     """
     first, second = _two_dimensional(values), _two_dimensional(others)
     parts = [first - second] if len(first) == len(second) else [first, -second]
@@ -80,12 +85,12 @@ def compare(
 
 
 def over_seeds(values: Values) -> Values:
-    """(seeds, images) to (images): the mean of what has a value, NaN where nothing has."""
+    """Mean over seeds, ignoring NaN: (seeds, images) to (images); NaN if all values are missing."""
     return _means(np.ones((1, len(values))), values)[0]
 
 
 def mean_of(values: Values) -> float:
-    """Over the images, of the mean over the seeds; NaN without any value."""
+    """Mean over images of the mean over seeds; NaN if all values are missing."""
     return _mean(over_seeds(values))
 
 
@@ -99,7 +104,7 @@ def _two_dimensional(values: ArrayLike) -> Values:
 
 
 def _interval(parts: Sequence[Values], seed: int) -> Interval:
-    """Of the sum of the parts' means, over the images for which all of them have a value."""
+    """Interval of the sum of the parts' means, over the images for which all parts have a value."""
     of_images = np.sum([over_seeds(part) for part in parts], axis=0)
     mean = _mean(of_images)
     has_value = ~np.isnan(of_images)
@@ -109,18 +114,18 @@ def _interval(parts: Sequence[Values], seed: int) -> Interval:
     parts = [part[:, has_value] for part in parts]
     total = np.zeros((1, len(of_images)))
     for index, part in enumerate(parts, start=1):
-        drawn = draws(len(part), seed, index) if len(part) > 1 else np.ones((1, 1))
+        drawn = bootstrap_counts(len(part), seed, index) if len(part) > 1 else np.ones((1, 1))
         total = total + _means(drawn, part)
-    images = draws(len(of_images), seed, 0)
+    images = bootstrap_counts(len(of_images), seed, 0)
     resampled = _means(images, total.T)[:, 0] if len(total) == 1 else _row_means(images, total)
     low, high = np.nanquantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     widening = student_over_normal([of_images, *(over_seeds(part.T) for part in parts)])
     return Interval(mean, mean + widening * (low - mean), mean + widening * (high - mean))
 
 
-@lru_cache(maxsize=4)  # the metrics of one set share them
-def draws(count: int, seed: int, stream: int) -> Values:
-    """How often each of ``count`` is among ``count - 1`` drawn: (resamples, count)."""
+@lru_cache(maxsize=4)  # shared by the metrics of one set
+def bootstrap_counts(count: int, seed: int, stream: int) -> Values:
+    """How often each of ``count`` items is in a resample of ``count - 1``: (resamples, count)."""
     rng = np.random.default_rng([seed, stream])
     drawn = rng.integers(count, size=(RESAMPLES, count - 1))
     drawn += count * np.arange(RESAMPLES)[:, None]
@@ -129,12 +134,12 @@ def draws(count: int, seed: int, stream: int) -> Values:
 
 
 def _means(weights: Values, values: Values) -> Values:
-    """Weighted (resamples, n), of what has a value in each column of (n, m): (resamples, m)."""
+    """Weighted column means, ignoring NaN: (resamples, n) and (n, m) to (resamples, m)."""
     return _ratio(weights @ _or_zero(values), weights @ ~np.isnan(values))
 
 
 def _row_means(weights: Values, values: Values) -> Values:
-    """Weighted, of what has a value in each row; both (resamples, n)."""
+    """Weighted row means, ignoring NaN: both (resamples, n) to (resamples)."""
     total = np.sum(weights * _or_zero(values), axis=1)
     return _ratio(total, np.sum(weights * ~np.isnan(values), axis=1))
 
@@ -148,7 +153,7 @@ def _ratio(total: Values, weight: Values) -> Values:
 
 
 def student_over_normal(sources: Sequence[Values]) -> float:
-    """How much wider Student's quantile is, for a mean that varies with all these samples."""
+    """Ratio of Student's t to the normal quantile, for a mean with these sources of variance."""
     sources = [source[~np.isnan(source)] for source in sources]
     sources = [source for source in sources if len(source) > 1]
     variances = np.array([source.var(ddof=1) / len(source) for source in sources])

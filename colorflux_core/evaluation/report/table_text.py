@@ -1,4 +1,4 @@
-"""Tables as text: numbers as every report shows them, and as rows of CSV files."""
+"""Format tables as Markdown and as CSV rows."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
+from ..scores import Column
 from .statistics import Interval
-from .tables import Block, Cell, Column, Compared
+from .tables import Block, Cell, Compared
 
 MISSING = "\N{EN DASH}"
 
 
 def mean_decimals(blocks: Iterable[Block]) -> dict[str, int]:
-    """By metric: so many that the largest mean in any set has four digits, as in the paper."""
+    """Decimals per metric, so that the largest mean of any set has four digits, as in the paper."""
     means = ((key, cell.mean.mean) for block in blocks for (_, key), cell in block.cells.items())
     return _decimals(means, digits=4, most=4)
 
 
 def difference_decimals(compared: Iterable[Compared]) -> dict[str, int]:
-    """By metric: so many that the largest difference in any set has three digits."""
+    """Decimals per metric, so that the largest difference of any set has three digits."""
     differences = ((line.column.key, line.comparison.difference.mean) for line in compared)
     return _decimals(differences, digits=3, most=5)
 
@@ -37,7 +38,7 @@ def _decimals(figures: Iterable[tuple[str, float]], digits: int, most: int) -> d
 
 
 def number(value: float, decimals: int, *, sign: bool = False) -> str:
-    """As every table shows it; missing is a dash."""
+    """Format a value with a typographic minus sign; NaN is a dash."""
     if math.isnan(value):
         return MISSING
     text = f"{value:{'+' if sign else ''}.{decimals}f}"
@@ -45,11 +46,12 @@ def number(value: float, decimals: int, *, sign: bool = False) -> str:
 
 
 def half_width(interval: Interval) -> float:
+    """Half the width of a confidence interval."""
     return (interval.high - interval.low) / 2
 
 
 def cell_markdown(cell: Cell, decimals: int) -> str:
-    """``**79.80** ± 1.20 (28 of 30)``: best in bold, coverage where it is not all."""
+    """Format a cell like ``**79.80** ± 1.20 (28 of 30)``: bold if best, coverage if incomplete."""
     text = number(cell.mean.mean, decimals)
     if text == MISSING:
         return text
@@ -62,11 +64,12 @@ def cell_markdown(cell: Cell, decimals: int) -> str:
 
 
 def markdown_lines(lines: Iterable[Iterable[str]]) -> str:
-    """Of a table, header and alignments included."""
+    """Format table rows; the first two must be the header and the alignments."""
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def markdown_table(block: Block, decimals: Mapping[str, int]) -> str:
+    """Format a block as a Markdown table."""
     lines = [["Method", *(escape_markdown(column.heading) for column in block.columns)]]
     lines.append([":--", *("--:" for _ in block.columns)])
     for row in block.rows:
@@ -79,6 +82,7 @@ def markdown_table(block: Block, decimals: Mapping[str, int]) -> str:
 
 
 def markdown_comparisons(compared: Iterable[Compared], decimals: Mapping[str, int]) -> str:
+    """Format paired comparisons as a Markdown table."""
     lines = [["Metric", "Method", "Difference", "95 % interval", "Wins : ties : losses", "p"]]
     lines.append([":--", ":--", "--:", ":-:", ":-:", "--:"])
     for _, column, method, _, result in compared:
@@ -101,18 +105,19 @@ def markdown_comparisons(compared: Iterable[Compared], decimals: Mapping[str, in
 
 
 def compared_heading(column: Column) -> str:
-    """What the comparison compares."""
+    """Heading of a compared metric; for metrics with a truth, the distance to it is compared."""
     if column.direction == "truth":
         column = replace(column, title=f"{column.title}, distance to truth", direction="lower")
     return column.heading
 
 
 def p_value(p: float) -> str:
+    """Format a p-value with three decimals."""
     return "< 0.001" if p < 0.001 else number(p, 3)
 
 
 def escape_markdown(text: str) -> str:
-    """As plain text in one line, also for readers that let HTML through."""
+    """Escape text for a single Markdown line, including HTML."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
 
@@ -124,7 +129,7 @@ TABLE = (
 
 
 def table_rows(blocks: Iterable[Block]) -> Iterator[list[object]]:
-    """The columns ``TABLE`` of each cell, at full precision; a missing value is empty."""
+    """Yield the columns ``TABLE`` of each cell at full precision; a missing value is empty."""
     for block in blocks:
         for (row, key), cell in block.cells.items():
             figures = (*cell.mean, cell.images, cell.present, cell.distance, int(cell.is_best))
@@ -138,7 +143,7 @@ COMPARISONS = (
 
 
 def comparison_rows(compared: Iterable[Compared]) -> Iterator[list[object]]:
-    """The columns ``COMPARISONS``, at full precision; a missing value is empty."""
+    """Yield the columns ``COMPARISONS`` at full precision; a missing value is empty."""
     for set, column, method, reference, result in compared:
         figures = (result.images, *result.difference, result.wins, result.ties, result.losses)
         named = (set, column.key, method, reference)

@@ -1,45 +1,17 @@
-"""Scores in the form of the paper's Table 1: sets are blocks, methods rows, metrics columns."""
+"""Tables of scores like the paper's Table 1: a block per set, a row per method."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..benchmark.sets import BenchmarkSet
-from ..scores import Score
+from ..scores import TRUTH, Column, Score
 from .statistics import Comparison, Interval, Values, compare, mean_interval, mean_of
-
-TRUTH = "truth"
-"""The method whose scores are the color photos' own; it has the last row and competes with none."""
-
-ARROWS = {"higher": "↑", "lower": "↓", "truth": "→"}
-
-
-@dataclass(frozen=True)
-class Column:
-    """A metric, as its readers meet it.
-
-    ``truth`` as direction: the best is what comes closest to the value of the color photo itself.
-    """
-
-    key: str
-    title: str
-    direction: Literal["higher", "lower", "truth"]
-    unit: str = ""
-    explanation: str = ""
-
-    @property
-    def arrow(self) -> str:
-        return ARROWS[self.direction]
-
-    @property
-    def heading(self) -> str:
-        unit = f" ({self.unit})" if self.unit else ""
-        return f"{self.title}{unit} {self.arrow}"
 
 
 class Cell(NamedTuple):
@@ -47,13 +19,13 @@ class Cell(NamedTuple):
 
     mean: Interval
     images: int
-    """Of the set (times the seeds) for which there should be a value."""
+    """Number of values expected: the images of the set times the seeds."""
 
     present: int
-    """Of them, those that have one."""
+    """Number of values that are not missing."""
 
     distance: float
-    """The mean distance to the truth of the same image, for such metrics; else NaN."""
+    """Mean distance to the truth of the same image, for metrics with that direction; else NaN."""
 
     is_best: bool
 
@@ -64,11 +36,11 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """One set: the metrics for which any row has a value, and what each image has.
+    """The table of one set, with the metrics for which any row has a value.
 
-    ``values`` and ``cells`` have an entry for each (row, metric): an array (seeds, images), the
-    images in the set's order, and what the table says of it. Metrics ``of_set`` have one value for
-    the whole set, (seeds, 1).
+    ``values`` and ``cells`` are keyed by (row, metric): an array (seeds, images), with images in
+    the set's order, and its table cell. Metrics in ``of_set`` have a single value for the set,
+    (seeds, 1).
     """
 
     set: BenchmarkSet
@@ -84,7 +56,7 @@ class Block:
 
 
 class Compared(NamedTuple):
-    """A line of the paired comparison; of metrics with a truth, the distances are compared."""
+    """A paired comparison of two rows; for metrics with a truth, of the distances to it."""
 
     set: str
     column: Column
@@ -101,11 +73,11 @@ def blocks(
     runs: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> list[Block]:
-    """A block for each set. Scores of other sets, methods, images and metrics are left out.
+    """Build a block for each set, ignoring scores of other sets, methods, images and metrics.
 
     Args:
-        runs: For methods that are seeds of one: by the method's name, the row it is a part of.
-        seed: Of the bootstrap.
+        runs: For methods trained with several seeds: maps each method to the row it belongs to.
+        seed: Seed of the bootstrap.
     """
     runs = runs or {}
     members: dict[str, list[str]] = {}
@@ -133,7 +105,7 @@ def _block(
     members: Mapping[str, Sequence[str]],
     seed: int,
 ) -> Block:
-    """``found`` has the values of each (method, image)."""
+    """Build one block from the values of each column, keyed by (method, image)."""
     found = {column: given for column, given in found.items() if given}
     methods = {method for given in found.values() for method, _ in given}
     rows = [row for row in members if row != TRUTH or TRUTH in methods]
@@ -169,7 +141,7 @@ def _cells(values: Mapping[str, Values], column: Column, seed: int) -> dict[str,
     )
     figure_of_merit = distances or {row: interval.mean for row, interval in intervals.items()}
     present = {row: int((~np.isnan(array)).sum()) for row, array in values.items() if row != TRUTH}
-    # Those with fewer images may have the easy ones.
+    # A row with fewer images is not ranked, because they may be the easy ones.
     competing = {
         row: figure_of_merit[row]
         for row, images in present.items()
@@ -190,7 +162,7 @@ def _cells(values: Mapping[str, Values], column: Column, seed: int) -> dict[str,
 
 
 def ranked(values: Mapping[str, Values], column: Column) -> dict[str, Values]:
-    """What methods are ranked by: the values, or their distances to the truth's."""
+    """The figures that methods are ranked by: the values, or their distances to the truth."""
     if column.direction != "truth":
         return dict(values)
     truth = values.get(TRUTH, np.full((1, 1), math.nan))
@@ -198,7 +170,7 @@ def ranked(values: Mapping[str, Values], column: Column) -> dict[str, Values]:
 
 
 def compare_rows(block: Block, reference: str, seed: int = 0) -> list[Compared]:
-    """Every row but the truth against the reference, by each metric that images have."""
+    """Compare every row except the truth with the reference, by each per-image metric."""
     compared: list[Compared] = []
     for column in block.image_columns:
         of_column = {row: block.values[row, column.key] for row in block.rows}

@@ -1,1 +1,1 @@
-"""A blinded pairwise user study, on one machine, as in the paper's 5.4 and 9."""
+"""A blinded pairwise user study on one machine (paper, sections 5.4 and 9)."""

@@ -1,8 +1,8 @@
-"""What participants chose: one file for each, a line for each answer, on the disk at once.
+"""Storage of the participants' answers: one file each, one line per answer, synced immediately.
 
-Answers come in the order of the plan, so a participant's state is how many there are. A line
-counts only if it fits that state: an answer to the next pair, or ``undo`` of the last one. So an
-answer that is sent again, or given in a second window, counts once.
+Answers follow the participant's schedule, so the state is just the number of answers. A line counts
+only if it fits that state: an answer to the next pair, or ``undo`` of the last one. An answer that
+is sent twice, or from a second window, therefore counts once.
 """
 
 from __future__ import annotations
@@ -30,42 +30,47 @@ class Answer(NamedTuple):
 
 
 def participant_name(text: str) -> str:
-    """How a participant is called in file names: ``A. B.`` is ``a-b``.
+    """Normalize a participant's name for file names: ``A. B.`` becomes ``a-b``.
 
-    Raises ColorFluxError for what has no letters and digits, or more than 40.
+    Raises:
+        ColorFluxError: if it has no letters or digits, or more than 40 characters.
     """
     name = re.sub(r"\W+", "-", unicodedata.normalize("NFKC", text).casefold()).strip("-")
     if not 0 < len(name) <= 40:
-        raise ColorFluxError("Please give a name or initials: letters and digits, 40 at most.")
+        raise ColorFluxError("Please enter a name or initials, at most 40 letters and digits.")
     return name
 
 
 def answers_path(folder: Path, participant: str) -> Path:
+    """The participant's file in a study's folder."""
     return folder / f"answers-{participant}.jsonl"
 
 
 def participants(folder: Path) -> list[str]:
-    """Those who have answered, or begun to."""
+    """List the participants who have started."""
     return sorted(path.stem.removeprefix("answers-") for path in folder.glob("answers-*.jsonl"))
 
 
-def read_answers(path: Path, plan: Sequence[Pair]) -> list[Answer]:
-    """What counts, in the order of the plan. A torn last line was never confirmed and is left out.
+def read_answers(path: Path, schedule: Sequence[Pair]) -> list[Answer]:
+    """Read the answers that count, in the order of the schedule.
 
-    Raises ColorFluxError for any other line that is not the next one of this plan.
+    An incomplete last line was never confirmed to the participant and is ignored.
+
+    Raises:
+        ColorFluxError: for any other line that does not fit this schedule.
     """
     content = path.read_bytes() if path.exists() else b""
     answers: list[Answer] = []
-    for number, line in enumerate(whole_lines(content).splitlines(), start=1):
+    for number, line in enumerate(complete_lines(content).splitlines(), start=1):
         try:
             fields = json.loads(line)
             index, choice = fields["pair"], fields["choice"]
             pair = Pair(*(fields[key] for key in Pair._fields))
-            if choice not in CHOICES or not 0 <= index <= len(answers) or plan[index] != pair:
+            if choice not in CHOICES or not 0 <= index <= len(answers) or schedule[index] != pair:
                 raise ValueError(f"pair {index} {choice}")
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise ColorFluxError(
-                f"{path}, line {number}, does not fit this study: mend or remove the file"
+                f"{path}, line {number}, does not match this study: repair or remove the file"
             ) from error
         if not counts(index, choice, len(answers)):
             continue
@@ -76,35 +81,39 @@ def read_answers(path: Path, plan: Sequence[Pair]) -> list[Answer]:
     return answers
 
 
-def record(path: Path, plan: Sequence[Pair], index: int, choice: str) -> int:
-    """Append an answer to the plan's pair ``index``, or its undoing, if it counts now.
+def record(path: Path, schedule: Sequence[Pair], index: int, choice: str) -> int:
+    """Append an answer to pair ``index`` of the schedule, or its undo, if it counts now.
 
     Returns:
-        How many pairs are answered after that.
+        The number of answered pairs afterwards.
 
     Raises:
-        ColorFluxError: when the file is damaged or cannot be written.
+        ColorFluxError: if the file is damaged or cannot be written.
     """
-    answered = len(read_answers(path, plan))
-    if index >= len(plan) or not counts(index, choice, answered):
+    answered = len(read_answers(path, schedule))
+    if index >= len(schedule) or not counts(index, choice, answered):
         return answered
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    line = {"pair": index, "choice": choice, **plan[index]._asdict(), "time": now}
+    line = {"pair": index, "choice": choice, **schedule[index]._asdict(), "time": now}
     try:
         with path.open("a+b") as file:
             file.seek(0)
-            file.truncate(len(whole_lines(file.read())))
+            file.truncate(len(complete_lines(file.read())))
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise ColorFluxError(f"{path} cannot be written ({error.strerror}): make room") from error
+        raise ColorFluxError(
+            f"cannot write {path} ({error.strerror}): check the folder and the free disk space"
+        ) from error
     return answered - 1 if choice == UNDO else answered + 1
 
 
 def counts(index: int, choice: str, answered: int) -> bool:
+    """Whether it answers the next pair or undoes the last answer."""
     return 0 <= index == (answered - 1 if choice == UNDO else answered)
 
 
-def whole_lines(content: bytes) -> bytes:
+def complete_lines(content: bytes) -> bytes:
+    """Drop an incomplete last line."""
     return content[: content.rfind(b"\n") + 1]

@@ -1,4 +1,4 @@
-"""``python -m colorflux_core.evaluation study``: a user study from folders of results."""
+"""``python -m colorflux_core.evaluation study``: run a user study on folders of results."""
 
 from __future__ import annotations
 
@@ -140,12 +140,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns the exit status. Raises ColorFluxError as what it calls does."""
+    """Run a subcommand and return the exit status; raises ColorFluxError if it fails."""
     {"new": run_new, "serve": run_serve, "results": run_results}[args.command](args)
     return DONE
 
 
 def run_new(args: argparse.Namespace) -> None:
+    """Create a study."""
     from ..benchmark.methods import Method
     from ..benchmark.sets import chosen_sets, read_sets
     from .create import create_study
@@ -161,28 +162,30 @@ def run_new(args: argparse.Namespace) -> None:
         ties=args.ties,
         max_side=args.max_side,
     )
-    pairs = len(study.plan(""))
-    tell(f"{len(study.shown)} images, {pairs} pairs for each participant; the page is shown by")
+    pairs = len(study.schedule(""))
+    tell(f"{len(study.shown)} images, {pairs} pairs per participant; serve the page with")
     tell(f"  python -m colorflux_core.evaluation study serve {args.output}")
 
 
 def run_serve(args: argparse.Namespace) -> None:
+    """Serve a study's page until Ctrl+C."""
     from .server import StudyServer
 
     with StudyServer(args.study, args.host, args.port) as server:
-        tell(f"The study is at {server.url} until Ctrl+C.")
+        tell(f"Serving the study at {server.url}; press Ctrl+C to stop.")
         if server.is_open:
             tell(
-                "Everybody on this network who has that address can take part; the connection is"
-                " not encrypted. Answers are saved on this machine only."
+                "Anyone on this network with that address can take part. The connection is not"
+                " encrypted. Answers are only saved on this machine."
             )
         with suppress(KeyboardInterrupt):
             server.serve_forever()
 
 
 def run_results(args: argparse.Namespace) -> None:
+    """Write and print a study's results."""
     from .report import write_results
 
     output = args.output or args.study
     print(write_results(args.study, output), end="")
-    tell(f"Written to results.md, results.csv and results.svg in {output}")
+    tell(f"Saved as results.md, results.csv and results.svg in {output}")

@@ -1,4 +1,4 @@
-"""A study made from folders of results."""
+"""Create a study from folders of results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...errors import ColorFluxError
 from ...photos.canvas import Size
 from ...photos.photo import load_photo, save_photo
 from ...photos.resize import Resizing
-from ..benchmark.methods import Method, require_clear_sets
+from ..benchmark.methods import Method, require_results
 from ..benchmark.sets import BenchmarkSet, Item
 from .study import FILE, IMAGES, Shown, Study, picture_path, write_study
 
@@ -30,36 +30,51 @@ def create_study(
     ties: bool = False,
     max_side: int = 1600,
 ) -> Study:
-    """Write a study's folder; a run that was stopped can be repeated.
+    """Write a study's folder; an interrupted call can be repeated.
 
-    Nothing about a picture may tell the method apart, so all results for an image are shown at
-    the input's size, shrunk to ``max_side`` (0: not shrunk), and encoded alike without metadata.
+    Nothing about an image may reveal its method, so all results for an image are resized to the
+    input's size and encoded the same way, without metadata.
+
+    Args:
+        reference: The method on one side of every pair; None compares all methods with each other.
+        seed: Seed of all schedules.
+        pairs: Pairs per participant; None shows every pair once.
+        ties: Whether "equal" is a valid answer.
+        max_side: Maximum long side of the images shown, in pixels; 0 keeps the input's size.
 
     Raises:
-        ColorFluxError: when the methods leave nothing to compare, a picture cannot be read, or the
-            folder is a study already or cannot be written.
+        ColorFluxError: if there is nothing to compare, an image cannot be read, or the folder
+            already has a study or cannot be written.
     """
     names = [method.name for method in methods]
     if len(names) < 2 or len({*names}) < len(names):
-        raise ColorFluxError("a study compares two methods or more, each by its own name: --method")
+        raise ColorFluxError(
+            "a study needs at least two methods with different names: add --method"
+        )
     if reference is not None and reference not in names:
-        raise ColorFluxError(f"{reference} is none of {', '.join(names)}: --reference")
+        raise ColorFluxError(
+            f"--reference {reference} is not one of the methods {', '.join(names)}"
+        )
     if (folder / FILE).exists():
-        raise ColorFluxError(f"{folder} is a study already: serve it, or choose another with -o")
+        raise ColorFluxError(
+            f"{folder} already has a study: serve it, or choose another folder with -o"
+        )
     for method in methods:
-        require_clear_sets(method, [*sets])
+        require_results(method, [*sets])
     compared = [
         (benchmark.name, item, results)
         for benchmark in sets
         for item, results in results_to_compare(benchmark, methods, reference)
     ]
     if not compared:
-        raise ColorFluxError("no image has results of two methods to compare")
+        raise ColorFluxError(
+            "no image has results of two methods: check the file names in the --method folders"
+        )
     try:
         (folder / IMAGES).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ColorFluxError(
-            f"{folder} cannot be made ({error.strerror}): choose another with -o"
+            f"cannot create {folder} ({error.strerror}): choose another folder with -o"
         ) from error
     shown = tuple(
         show(folder, set, item, results, max_side)
@@ -73,7 +88,7 @@ def create_study(
 def results_to_compare(
     benchmark: BenchmarkSet, methods: Sequence[Method], reference: str | None
 ) -> list[tuple[Item, dict[str, Path]]]:
-    """The images that two methods have, one of them the reference, and their results."""
+    """The images for which two methods have results, one being the reference, and the results."""
     results = {method.name: method.results(benchmark) for method in methods}
     found = [
         (item, {name: files[item.name] for name, files in results.items() if item.name in files})
@@ -87,7 +102,7 @@ def results_to_compare(
 
 
 def show(folder: Path, set: str, item: Item, results: dict[str, Path], max_side: int) -> Shown:
-    """Write one image's pictures, all of the same size."""
+    """Write the input and results of one image, all at the same size."""
     photo = load_photo(item.input)
     size = shrunk(photo.size, max_side)
     return Shown(
@@ -99,12 +114,13 @@ def show(folder: Path, set: str, item: Item, results: dict[str, Path], max_side:
 
 
 def write_result(folder: Path, path: Path, size: Size) -> str:
+    """Write a result at the given size and return its id."""
     photo = load_photo(path)
     return write_picture(folder, Resizing(photo.size, size).to_canvas(photo.pixels))
 
 
 def write_picture(folder: Path, rgb: Tensor) -> str:
-    """The id of a picture (3, H, W) in [0, 1]: of what can be seen in it, and of nothing else."""
+    """Write an image (3, H, W) in [0, 1] and return its id, a hash of its pixels only."""
     id = hashlib.sha256(rgb.contiguous().numpy().tobytes()).hexdigest()[:20]
     if not picture_path(folder, id).exists():
         save_photo(picture_path(folder, id), rgb)
@@ -112,5 +128,6 @@ def write_picture(folder: Path, rgb: Tensor) -> str:
 
 
 def shrunk(size: Size, max_side: int) -> Size:
+    """Scale a size down to ``max_side`` at the long side; 0 keeps it."""
     scale = min(1.0, max_side / max(size)) if max_side else 1.0
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

@@ -1,8 +1,8 @@
-"""Which pairs a participant sees, on which sides and in which order (paper, section 9).
+"""The design of a study: which pairs a participant sees, in which order (paper, section 9).
 
-All of it follows from the seed. No method, no side and no place in the order is favored: every
-matchup of two methods comes equally often, every method is left as often as right, and the same
-photo does not come again soon.
+The seed determines everything. The design is balanced: every matchup of two methods is shown
+equally often, every method is left as often as right, and presentations of the same photo are
+spaced apart.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ class Pair(NamedTuple):
         return frozenset((self.left, self.right))
 
 
-def plan(
+def schedule(
     methods_of: Mapping[tuple[str, str], Sequence[str]],
     reference: str | None,
     seed: Hashable,
     limit: int | None = None,
 ) -> list[Pair]:
-    """One participant's pairs, in the order in which they are shown.
+    """One participant's pairs, in the order they are shown.
 
     Args:
-        methods_of: By (set, image), the methods that there is a result of.
-        reference: One side of every pair; None compares all methods with each other.
-        seed: Of the study and the participant; anything with a fixed ``repr``.
-        limit: At most so many pairs, as balanced as a whole study; None is every pair once.
+        methods_of: Maps (set, image) to the methods with a result.
+        reference: The method on one side of every pair; None compares all methods with each other.
+        seed: Seed of the study and the participant; any value with a deterministic ``repr``.
+        limit: Maximum number of pairs, a balanced subset; None shows every pair once.
     """
     rng = random.Random(repr(seed))
-    pairs = [*every_pair(methods_of, reference)]
+    pairs = [*all_pairs(methods_of, reference)]
     rng.shuffle(pairs)
     if limit is not None:
         pairs = balanced(pairs, limit)
     return spaced(with_sides(pairs, rng), rng)
 
 
-def every_pair(
+def all_pairs(
     methods_of: Mapping[tuple[str, str], Sequence[str]], reference: str | None
 ) -> Iterator[Pair]:
-    """Each pair of results for the same image, the reference among them; sides mean nothing yet."""
+    """Yield all pairs of results for the same image, with the reference; sides are arbitrary."""
     for (set, image), methods in methods_of.items():
         for one, other in combinations(methods, 2):
             if reference is None or reference in (one, other):
@@ -60,7 +60,7 @@ def every_pair(
 
 
 def balanced(pairs: Sequence[Pair], limit: int) -> list[Pair]:
-    """So many of the pairs: each matchup equally often, and each photo, as far as there are any."""
+    """Select ``limit`` pairs with matchups, then photos, as equally frequent as possible."""
     waiting: dict[frozenset[str], list[Pair]] = {}
     for pair in pairs:
         waiting.setdefault(pair.matchup, []).append(pair)
@@ -79,14 +79,14 @@ def balanced(pairs: Sequence[Pair], limit: int) -> list[Pair]:
 
 
 def with_sides(pairs: Iterable[Pair], rng: random.Random) -> list[Pair]:
-    """Each method left as often as right, up to one: in every matchup, and in all of them."""
+    """Assign sides: each method is left as often as right, up to one, per matchup and overall."""
     sided: list[Pair] = []
     odd: dict[frozenset[str], Pair] = {}
     for pair in pairs:
         before = odd.pop(pair.matchup, None)
         if before is None:
             odd[pair.matchup] = pair
-        else:  # two of the same matchup, one each way
+        else:  # Two pairs of the same matchup, one each way around.
             left, right = rng.sample(sorted(pair.matchup), 2)
             sided += [
                 before._replace(left=left, right=right),
@@ -98,10 +98,10 @@ def with_sides(pairs: Iterable[Pair], rng: random.Random) -> list[Pair]:
 
 
 def trails(edges: Sequence[frozenset[str]], rng: random.Random) -> Iterator[tuple[str, str]]:
-    """The edges of a simple graph, each with a direction: as many go in as out, up to one.
+    """Direct the edges of a simple graph so that in- and out-degrees differ by at most one.
 
-    A trail goes out of each node that it enters, except where it ends. Trails that begin at nodes
-    of odd degree while there are any end at others, so each node is the end of one at most.
+    A trail leaves every node it enters, except its end. Trails start at nodes of odd degree as long
+    as there are any and end at other such nodes, so each node is the end of at most one trail.
     """
     left = [*edges]
     while left:
@@ -117,10 +117,10 @@ def trails(edges: Sequence[frozenset[str]], rng: random.Random) -> Iterator[tupl
 
 
 def spaced(pairs: Sequence[Pair], rng: random.Random) -> list[Pair]:
-    """An order in which at least :func:`spacing` other pairs lie between two of the same photo.
+    """Order the pairs with at least :func:`spacing` others between two of the same photo.
 
-    A photo is its name: as a member of two benchmark sets it is still the same picture. What is
-    left most often goes first, as when tasks with a cooldown are scheduled.
+    Photos are identified by name across benchmark sets. The photo with the most remaining pairs
+    goes first, as in task scheduling with a cooldown.
     """
     waiting: dict[str, list[Pair]] = {}
     for pair in rng.sample(pairs, len(pairs)):
@@ -137,7 +137,7 @@ def spaced(pairs: Sequence[Pair], rng: random.Random) -> list[Pair]:
 
 
 def spacing(pairs: Sequence[Pair]) -> int:
-    """Half the number of photos, or less where that many others do not fit in between."""
+    """Half the number of photos, or less if that is not feasible."""
     times = Counter(pair.image for pair in pairs)
     most = max(times.values(), default=0)
     if most < 2:

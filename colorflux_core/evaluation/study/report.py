@@ -1,4 +1,4 @@
-"""A study's results as files: Markdown and CSV, and the bars of the paper's Figure 8."""
+"""Write a study's results as Markdown, CSV and a bar chart like the paper's Figure 8."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..report.table_text import MISSING, escape_markdown, markdown_lines
 from ..rows import write_file, write_rows
 from .results import (
     Bounds,
-    Given,
+    Response,
     WinRate,
     agreement,
-    left_share,
-    read_given,
-    strengths,
+    bradley_terry,
+    position_bias,
+    read_responses,
     wilson,
     win_rates,
 )
@@ -26,22 +26,22 @@ COLUMNS = ("set", "method", "opponent", "wins", "ties", "losses", "win_rate")
 INTERVALS = ("wilson_low", "wilson_high", "crossed_low", "crossed_high")
 
 EXPLANATION = """\
-A tie counts as half a win. Both intervals are at 95 %. Wilson's takes every answer for a toss of
-its own. The bootstrap draws participants and photos anew: it says how far the rate would hold for
-other people and other photos, and rather errs on the wide side.
+A tie counts as half a win. Both intervals are at 95 %. Wilson's interval treats all answers as
+independent. The bootstrap resamples participants and photos, so it holds for other people and other
+photos, and tends to be conservative (too wide).
 """
 
 
 def write_results(folder: Path, output: Path) -> str:
-    """Write results.md, results.csv and results.svg; returns the Markdown.
+    """Write results.md, results.csv and results.svg to ``output`` and return the Markdown.
 
     Raises:
-        ColorFluxError: when the folder is no study, has no answers, or cannot be written to.
+        ColorFluxError: if ``folder`` has no study or no answers, or a file cannot be written.
     """
     study = read_study(folder)
-    given = read_given(folder, study)
-    rates = win_rates(study, given)
-    text = markdown(study, given, rates)
+    responses = read_responses(folder, study)
+    rates = win_rates(study, responses)
+    text = markdown(study, responses, rates)
     write_rows(output / "results.csv", (*COLUMNS, *INTERVALS), map(csv_row, rates))
     write_file(output / "results.svg", bars(rates).encode())
     write_file(output / "results.md", text.encode())
@@ -49,19 +49,19 @@ def write_results(folder: Path, output: Path) -> str:
 
 
 def csv_row(rate: WinRate) -> list[object]:
-    """A bound that does not exist is an empty cell."""
-    bounds = ("" if math.isnan(bound) else bound for bound in (*rate.wilson, *rate.crossed))
+    """Format a CSV row; an undefined bound is an empty cell."""
+    bounds = ("" if math.isnan(bound) else bound for bound in (*rate.wilson, *rate.bootstrap))
     return [*rate[:6], rate.rate, *bounds]
 
 
-def markdown(study: Study, given: Sequence[Given], rates: Sequence[WinRate]) -> str:
-    answered: dict[str, list[Given]] = {}
-    for one in given:
+def markdown(study: Study, responses: Sequence[Response], rates: Sequence[WinRate]) -> str:
+    answered: dict[str, list[Response]] = {}
+    for one in responses:
         answered.setdefault(one.participant, []).append(one)
-    finished = sum(len(theirs) == len(study.plan(name)) for name, theirs in answered.items())
+    finished = sum(len(theirs) == len(study.schedule(name)) for name, theirs in answered.items())
     parts = [
         "# User study\n",
-        f"{len(given)} answers of {len(answered)} participants, of whom {finished} finished.\n",
+        f"{len(responses)} answers of {len(answered)} participants, {finished} of whom finished.\n",
         "![Win rates](results.svg)\n",
         table(
             ("Set", "Method", "Against", "Wins : ties : losses", "Win rate", "Wilson", "Bootstrap"),
@@ -73,7 +73,7 @@ def markdown(study: Study, given: Sequence[Given], rates: Sequence[WinRate]) -> 
                     f"{rate.wins} : {rate.ties} : {rate.losses}",
                     percent(rate.rate),
                     between(rate.wilson),
-                    between(rate.crossed),
+                    between(rate.bootstrap),
                 )
                 for rate in rates
             ),
@@ -81,19 +81,23 @@ def markdown(study: Study, given: Sequence[Given], rates: Sequence[WinRate]) -> 
         EXPLANATION,
     ]
     if study.reference is None:
-        ranking = sorted(strengths(study, given).items(), key=lambda item: -item[1])
+        ranking = sorted(bradley_terry(study, responses).items(), key=lambda item: -item[1])
         parts += [
             "## Strengths\n",
             table(("Method", "Strength"), ((name, f"{value:+.2f}") for name, value in ranking)),
-            "Bradley-Terry: the log odds of winning against the average method. The difference of\n"
-            "two methods' strengths is the log odds of one winning against the other.\n",
+            "Bradley-Terry model: log odds of winning against the average method. The difference\n"
+            "between two methods is the log odds of one winning against the other.\n",
         ]
-    parts += ["## Can it be trusted?\n", *checks(given)]
+    parts += ["## Reliability\n", *checks(responses)]
     parts.append(
         table(
-            ("Participant", "Answered", "Chose the left picture"),
+            ("Participant", "Answered", "Chose the left image"),
             (
-                (name, f"{len(theirs)} of {len(study.plan(name))}", share(*left_share(theirs)))
+                (
+                    name,
+                    f"{len(theirs)} of {len(study.schedule(name))}",
+                    share(*position_bias(theirs)),
+                )
                 for name, theirs in answered.items()
             ),
         )
@@ -101,16 +105,16 @@ def markdown(study: Study, given: Sequence[Given], rates: Sequence[WinRate]) -> 
     return "\n".join(parts)
 
 
-def checks(given: Sequence[Given]) -> Iterable[str]:
-    left, decided = left_share(given)
+def checks(responses: Sequence[Response]) -> Iterable[str]:
+    left, decided = position_bias(responses)
     yield (
-        f"- The left picture was chosen in {share(left, decided)} of the answers that are no ties"
-        f" ({between(wilson(left, decided))}); sides are balanced, so without a habit it is 50 %."
+        f"- Position bias: the left image was chosen in {share(left, decided)} of the answers"
+        f" without ties ({between(wilson(left, decided))}); without a bias it is 50 %."
     )
-    same, asked = agreement(given)
+    same, asked = agreement(responses)
     if asked:
         yield (
-            "- Two participants with the same question gave the same answer in"
+            "- Agreement: two participants gave the same answer to the same pair in"
             f" {share(same, asked)} of {asked} cases."
         )
     yield ""
@@ -137,11 +141,11 @@ def between(bounds: Bounds) -> str:
 
 WIN, TIE, LOSS, INK = "#8fb8d8", "#dcdcdc", "#edc48a", "#222"
 NAME, SHARE, BAR, ROW, MARGIN = 180, 64, 480, 46, 16
-"""Pixels: widths of names, of the shares at both ends, of bars; a row's height; space around."""
+"""Pixels: width of the names, the percentages and the bars; row height; margin."""
 
 
 def bars(rates: Sequence[WinRate]) -> str:
-    """As SVG: wins, ties and losses over all sets, the rate and its Wilson interval."""
+    """Draw an SVG bar chart of wins, ties and losses over all sets, with Wilson intervals."""
     shown = [rate for rate in rates if not rate.set and rate.opponent]
     methods = {rate.method for rate in shown}
     winner = f"{methods.pop()} wins" if len(methods) == 1 else "first wins"

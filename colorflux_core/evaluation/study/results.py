@@ -1,4 +1,4 @@
-"""What came of a study: win rates with intervals, and whether its answers can be trusted.
+"""Statistics of a study: win rates with intervals, Bradley-Terry strengths, bias and agreement.
 
 A tie counts as half a win for either side.
 """
@@ -16,27 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ColorFluxError
-from ..report.statistics import LEVEL, draws, student_over_normal
+from ..report.statistics import LEVEL, bootstrap_counts, student_over_normal
 from .answers import Answer, answers_path, participants, read_answers
 from .study import Study
 
 
-class Given(NamedTuple):
-    """An answer, and who gave it."""
+class Response(NamedTuple):
+    """An answer and the participant who gave it."""
 
     participant: str
     answer: Answer
 
 
 class Bounds(NamedTuple):
-    """Of a 95 % confidence interval, in [0, 1]; NaN where there is none."""
+    """Bounds of a 95 % confidence interval, in [0, 1]; NaN if undefined."""
 
     low: float
     high: float
 
 
 class WinRate(NamedTuple):
-    """One method against another, or against all others (``opponent`` is empty)."""
+    """One method against another, or against all others if ``opponent`` is empty."""
 
     set: str
     """A benchmark set, or empty for all of them together."""
@@ -47,10 +47,10 @@ class WinRate(NamedTuple):
     ties: int
     losses: int
     wilson: Bounds
-    """As if each answer were a coin toss of its own."""
+    """Wilson's interval, which treats all answers as independent."""
 
-    crossed: Bounds
-    """Of a bootstrap over participants and images, for other people and other photos."""
+    bootstrap: Bounds
+    """Bootstrap over participants and images, so that it holds for other people and photos."""
 
     @property
     def answers(self) -> int:
@@ -61,38 +61,41 @@ class WinRate(NamedTuple):
         return (self.wins + self.ties / 2) / self.answers
 
 
-def read_given(folder: Path, study: Study) -> list[Given]:
-    """All answers that count. Raises ColorFluxError when there is none, or a file is damaged."""
-    given = [
-        Given(name, answer)
+def read_responses(folder: Path, study: Study) -> list[Response]:
+    """Read all answers that count; raises ColorFluxError if there are none or a file is damaged."""
+    responses = [
+        Response(name, answer)
         for name in participants(folder)
-        for answer in read_answers(answers_path(folder, name), study.plan(name))
+        for answer in read_answers(answers_path(folder, name), study.schedule(name))
     ]
-    if not given:
-        raise ColorFluxError(f"{folder} has no answers yet: serve it with evaluation study serve")
-    return given
+    if not responses:
+        raise ColorFluxError(f"{folder} has no answers yet: run evaluation study serve {folder}")
+    return responses
 
 
-def win_rates(study: Study, given: Sequence[Given]) -> list[WinRate]:
-    """For all sets together, then for each: every matchup, without a reference every method too."""
+def win_rates(study: Study, responses: Sequence[Response]) -> list[WinRate]:
+    """Win rates of all matchups, for all sets together and then per set.
+
+    Without a reference, also of each method against all others.
+    """
     if study.reference is None:
         asked = [*((method, "") for method in study.methods), *combinations(study.methods, 2)]
     else:
         asked = [(study.reference, other) for other in study.methods if other != study.reference]
     sets = list(dict.fromkeys(shown.set for shown in study.shown))
     rates = [
-        win_rate(given, set, method, opponent)
+        win_rate(responses, set, method, opponent)
         for set in ["", *(sets if len(sets) > 1 else [])]
         for method, opponent in asked
     ]
     return [rate for rate in rates if rate is not None]
 
 
-def win_rate(given: Sequence[Given], set: str, method: str, opponent: str) -> WinRate | None:
-    """None when nobody was asked."""
+def win_rate(responses: Sequence[Response], set: str, method: str, opponent: str) -> WinRate | None:
+    """The win rate in one set, or in all if ``set`` is empty; None without answers."""
     asked = [
         (one, points(one.answer, method))
-        for one in given
+        for one in responses
         if method in one.answer.pair.matchup
         and (not opponent or opponent in one.answer.pair.matchup)
         and set in ("", one.answer.pair.set)
@@ -108,7 +111,7 @@ def win_rate(given: Sequence[Given], set: str, method: str, opponent: str) -> Wi
         values.count(0.5),
         values.count(0.0),
         wilson(sum(values), len(values)),
-        crossed(asked),
+        two_way_bootstrap(asked),
     )
 
 
@@ -121,7 +124,7 @@ def points(answer: Answer, method: str) -> float:
 
 
 def wilson(successes: float, trials: int) -> Bounds:
-    """Wilson's score interval (1927). Halves make it too wide rather than too narrow."""
+    """Wilson's score interval (1927) of a win rate; ties make it conservative."""
     if not trials:
         return Bounds(math.nan, math.nan)
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
@@ -132,12 +135,15 @@ def wilson(successes: float, trials: int) -> Bounds:
     return Bounds(max(0.0, center - half), min(1.0, center + half))
 
 
-def crossed(asked: Sequence[tuple[Given, float]]) -> Bounds:
-    """Of a pigeonhole bootstrap (Owen 2007): participants and photos are both drawn anew.
+def two_way_bootstrap(asked: Sequence[tuple[Response, float]]) -> Bounds:
+    """Pigeonhole bootstrap (Owen 2007) of a win rate, resampling participants and photos.
 
-    With the corrections of ``mean_interval`` for few of either. It is careful:
-    answers that depend on neither get an interval up to 1.7 times too wide. There are no bounds
-    where all answers are the same, since nothing varies from sample to sample.
+    Uses the small-sample corrections of ``mean_interval``. It is conservative: for answers that
+    depend on neither participant nor photo, the interval is up to 1.7 times too wide. The bounds
+    are NaN if all answers are the same.
+
+    Args:
+        asked: Answers with their points, from :func:`points`.
     """
     people, rows = np.unique([one.participant for one, _ in asked], return_inverse=True)
     photos, columns = np.unique([one.answer.pair.image for one, _ in asked], return_inverse=True)
@@ -145,7 +151,7 @@ def crossed(asked: Sequence[tuple[Given, float]]) -> Bounds:
     np.add.at(total, (rows, columns), [value for _, value in asked])
     np.add.at(times, (rows, columns), 1)
     drawn_people, drawn_photos = (
-        draws(count, 0, stream) if count > 1 else np.ones((1, 1))
+        bootstrap_counts(count, 0, stream) if count > 1 else np.ones((1, 1))
         for stream, count in enumerate(total.shape)
     )
     answers = np.sum(drawn_people @ times * drawn_photos, axis=1)
@@ -161,15 +167,15 @@ def crossed(asked: Sequence[tuple[Given, float]]) -> Bounds:
     )
 
 
-def strengths(study: Study, given: Sequence[Given]) -> dict[str, float]:
-    """Bradley and Terry's (1952), as log odds against the average method.
+def bradley_terry(study: Study, responses: Sequence[Response]) -> dict[str, float]:
+    """Bradley-Terry strengths (1952) by method, as log odds against the average method.
 
-    One tie of each two methods is added to the answers, so that a method that never lost has a
-    strength, too. The maximum of the likelihood by Hunter's (2004) minorization-maximization.
+    One tie between each pair of methods is added to the answers, so that the strength of a method
+    that never lost is finite. The likelihood is maximized by Hunter's (2004) MM algorithm.
     """
     count = len(study.methods)
     wins: NDArray[np.float64] = np.full((count, count), 0.5) - 0.5 * np.eye(count)
-    for _, answer in given:
+    for _, answer in responses:
         left, right = (study.methods.index(name) for name in answer.pair[2:])
         value = points(answer, answer.pair.left)
         wins[left, right] += value
@@ -187,18 +193,18 @@ def strengths(study: Study, given: Sequence[Given]) -> dict[str, float]:
     return dict(zip(study.methods, log_strength.tolist(), strict=True))
 
 
-def left_share(given: Sequence[Given]) -> tuple[int, int]:
-    """How often the left picture was chosen, of how many answers that are no ties."""
-    decided = [one.answer.choice for one in given if one.answer.choice != "tie"]
+def position_bias(responses: Sequence[Response]) -> tuple[int, int]:
+    """Count the answers that chose the left image, and all answers except ties."""
+    decided = [one.answer.choice for one in responses if one.answer.choice != "tie"]
     return decided.count("left"), len(decided)
 
 
-def agreement(given: Sequence[Given]) -> tuple[int, int]:
-    """How often two participants gave the same answer, of how often two had the same question."""
+def agreement(responses: Sequence[Response]) -> tuple[int, int]:
+    """Count the pairs of participants with the same answer, and all that had the same question."""
     by_question: dict[tuple[str, str, frozenset[str]], list[float]] = {}
-    for one in given:
+    for one in responses:
         pair = one.answer.pair
         value = points(one.answer, min(pair.matchup))
         by_question.setdefault((pair.set, pair.image, pair.matchup), []).append(value)
-    twos = [two for values in by_question.values() for two in combinations(values, 2)]
-    return sum(one == other for one, other in twos), len(twos)
+    pairs = [pair for values in by_question.values() for pair in combinations(values, 2)]
+    return sum(one == other for one, other in pairs), len(pairs)

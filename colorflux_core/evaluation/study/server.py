@@ -1,13 +1,13 @@
-"""The study's page over HTTP, on this machine or, if wished, to phones on the local network.
+"""The HTTP server of a study, for this machine or for devices on the local network.
 
     GET   [TOKEN/]                    the page
-    GET   [TOKEN/]state?who=NAME      the participant's pairs, as picture ids, and how many are done
+    GET   [TOKEN/]state?who=NAME      the participant's pairs, as image ids, and the number answered
     GET   [TOKEN/]images/ID.jpg
     POST  [TOKEN/]answer              {"who": NAME, "pair": INDEX, "choice": left|right|tie|undo}
 
-Nothing that is sent names a method. Beyond loopback, the address holds the study's random token.
-Other web pages can neither read nor answer: a name that was rebound to this machine is refused,
-and an answer needs the token in a header, which only the study's own page knows.
+No response reveals a method. Beyond loopback, the URL contains the study's random token. Other web
+pages can neither read nor answer: requests with a foreign Host header are refused (DNS rebinding),
+and an answer needs the token in a header, which only the study's own page knows (CSRF).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Reply(NamedTuple):
 
 
 class Refused(Exception):
-    """A request that cannot be answered: an HTTP status, and why, for the page to show."""
+    """A rejected request: an HTTP status, and a reason for the page to show."""
 
     def __init__(self, status: HTTPStatus, reason: str = "") -> None:
         super().__init__(status, reason)
@@ -61,20 +61,23 @@ class Refused(Exception):
 
 
 class StudyServer(ThreadingTCPServer):
-    """Serves one study folder; all that it knows of the participants is in their files.
+    """Serves one study's folder; all state of the participants is in their files.
 
-    Raises ColorFluxError when the folder is no study, or the address cannot be had.
+    Raises:
+        ColorFluxError: if the folder has no study, or the address cannot be used.
     """
 
-    # Not HTTPServer, which asks the network for the machine's name.
+    # Not based on HTTPServer, which does a DNS lookup of the machine's name.
     allow_reuse_address = daemon_threads = True
     request_queue_size = 64
 
     def __init__(self, folder: Path, host: str, port: int) -> None:
-        if not host:  # It would be every address of the machine.
-            raise ColorFluxError("--host is empty: name an address, 0.0.0.0 for the local network")
+        if not host:  # An empty host would listen on every interface.
+            raise ColorFluxError(
+                "--host is empty: pass an address, such as 0.0.0.0 for the local network"
+            )
         self.folder, self.study = folder, read_study(folder)
-        self.plan = lru_cache(self.study.plan)
+        self.schedule = lru_cache(self.study.schedule)
         self.shown = {(shown.set, shown.image): shown for shown in self.study.shown}
         self.known_ids = picture_ids(self.study)
         self.saving = Lock()
@@ -83,8 +86,7 @@ class StudyServer(ThreadingTCPServer):
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ColorFluxError(
-                f"{host}, port {port}, cannot be served on ({reason}): choose others with --host"
-                " and --port"
+                f"cannot listen on {host}, port {port} ({reason}): choose another --host or --port"
             ) from error
         self.is_open = not ip_address(str(self.server_address[0])).is_loopback
 
@@ -92,19 +94,19 @@ class StudyServer(ThreadingTCPServer):
     def url(self) -> str:
         host, port = str(self.server_address[0]), self.server_address[1]
         if ip_address(host).is_unspecified:
-            host = address_on_the_network()
+            host = local_network_address()
         return f"http://{host}:{port}/" + (f"{self.study.token}/" if self.is_open else "")
 
     def parts(self, path: str) -> list[str]:
-        """The path below the token. Raises Refused without the token."""
+        """The path components after the token; raises Refused if the token is missing."""
         parts = [part for part in path.split("/") if part]
         if not self.is_open:
             return parts
-        if not parts or not self.knows_token(parts[0]):
-            raise Refused(HTTPStatus.NOT_FOUND, "Ask for the study's whole address.")
+        if not parts or not self.is_token(parts[0]):
+            raise Refused(HTTPStatus.NOT_FOUND, "Please use the full address of the study.")
         return parts[1:]
 
-    def knows_token(self, text: str) -> bool:
+    def is_token(self, text: str) -> bool:
         return secrets.compare_digest(text.encode(), self.study.token.encode())
 
     def get(self, path: str, query: dict[str, list[str]]) -> Reply:
@@ -119,14 +121,14 @@ class StudyServer(ThreadingTCPServer):
         raise Refused(HTTPStatus.NOT_FOUND)
 
     def state(self, who: str) -> dict[str, Any]:
-        name = named(who)
-        plan = self.plan(name)
-        shown = [(pair, self.shown[pair.set, pair.image]) for pair in plan]
+        name = checked_name(who)
+        schedule = self.schedule(name)
+        shown = [(pair, self.shown[pair.set, pair.image]) for pair in schedule]
         return {
             "study": self.study.token,
             "who": name,
             "ties": self.study.ties,
-            "answered": len(read_answers(answers_path(self.folder, name), plan)),
+            "answered": len(read_answers(answers_path(self.folder, name), schedule)),
             "pairs": [
                 (ids.input, ids.results[pair.left], ids.results[pair.right]) for pair, ids in shown
             ],
@@ -135,8 +137,10 @@ class StudyServer(ThreadingTCPServer):
     def post(self, path: str, token: str, body: bytes) -> Reply:
         if self.parts(path) != ["answer"]:
             raise Refused(HTTPStatus.NOT_FOUND)
-        if not self.knows_token(token):
-            raise Refused(HTTPStatus.FORBIDDEN, "This page is of another study: load it again.")
+        if not self.is_token(token):
+            raise Refused(
+                HTTPStatus.FORBIDDEN, "This page belongs to another study: please reload it."
+            )
         try:
             fields = json.loads(body)
             who, index, choice = (fields[key] for key in ("who", "pair", "choice"))
@@ -145,10 +149,12 @@ class StudyServer(ThreadingTCPServer):
         allowed = CHOICES if self.study.ties else CHOICES - {"tie"}
         if not isinstance(who, str) or type(index) is not int or choice not in [*allowed]:
             raise Refused(HTTPStatus.BAD_REQUEST)
-        name = named(who)
+        name = checked_name(who)
         with self.saving:
             path_of_answers = answers_path(self.folder, name)
-            return as_json({"answered": record(path_of_answers, self.plan(name), index, choice)})
+            return as_json(
+                {"answered": record(path_of_answers, self.schedule(name), index, choice)}
+            )
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
@@ -173,7 +179,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body: bytes) -> None:
         try:
-            require_own_name(self.headers.get("Host", ""))
+            require_safe_host(self.headers.get("Host", ""))
             url = urlsplit(self.path)
             if self.command == "POST":
                 reply = self.server.post(url.path, self.headers.get(TOKEN_HEADER, ""), body)
@@ -183,7 +189,7 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(refused)
         except (ColorFluxError, OSError) as error:
             logger.error("%s", error)
-            reason = "The study has a problem. Please tell whoever runs it."
+            reason = "The study server has a problem. Please tell the organizer."
             self.refuse(Refused(HTTPStatus.INTERNAL_SERVER_ERROR, reason))
         else:
             self.send(HTTPStatus.OK, reply)
@@ -210,25 +216,25 @@ def as_json(content: Any) -> Reply:
     return Reply(json.dumps(content).encode(), "application/json")
 
 
-def named(who: str) -> str:
+def checked_name(who: str) -> str:
     try:
         return participant_name(who)
     except ColorFluxError as error:
         raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from error
 
 
-def require_own_name(host: str) -> None:
-    """Only names of this machine that nobody can rebind: numeric addresses and localhost."""
+def require_safe_host(host: str) -> None:
+    """Accept only hosts that are safe from DNS rebinding: IP addresses and localhost."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         if name != "localhost":
             ip_address(name)
     except ValueError as error:
-        raise Refused(HTTPStatus.FORBIDDEN, "Use the address that was printed.") from error
+        raise Refused(HTTPStatus.FORBIDDEN, "Please use the address the server printed.") from error
 
 
-def address_on_the_network() -> str:
-    """This machine's, as others on the local network see it. Nothing is sent."""
+def local_network_address() -> str:
+    """This machine's address on the local network; no packet is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("10.255.255.255", 1))

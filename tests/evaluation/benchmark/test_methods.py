@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.evaluation.benchmark.methods import Method, require_clear_sets
+from colorflux_core.evaluation.benchmark.methods import Method, require_results
 from colorflux_core.evaluation.benchmark.sets import BenchmarkSet, Item
 
 
@@ -34,19 +34,19 @@ def test_a_folder_for_each_set(tmp_path: Path) -> None:
     assert ddcolor.results(SYNTHESIZED) == {"beach": tmp_path / "synthesized/beach.png"}
     assert set(ddcolor.results(AUGMENTED)) == {"beach", "forest"}
     assert ddcolor.results(REAL) == {}
-    require_clear_sets(ddcolor, [SYNTHESIZED, AUGMENTED, REAL])
+    require_results(ddcolor, [SYNTHESIZED, AUGMENTED, REAL])
 
 
 def test_one_folder_for_sets_with_different_names(tmp_path: Path) -> None:
     ddcolor = method(tmp_path, "beach.png", "grandma.tif", "unknown.png", "notes.txt", ".beach.png")
     assert ddcolor.results(SYNTHESIZED) == {"beach": tmp_path / "beach.png"}
     assert ddcolor.results(REAL) == {"grandma": tmp_path / "grandma.tif"}
-    require_clear_sets(ddcolor, [SYNTHESIZED, REAL])
+    require_results(ddcolor, [SYNTHESIZED, REAL])
 
 
 def test_one_folder_for_sets_with_the_same_names(tmp_path: Path) -> None:
-    with pytest.raises(ColorFluxError, match=r"for which set.*synthesized and augmented"):
-        require_clear_sets(method(tmp_path, "beach.png"), [SYNTHESIZED, AUGMENTED])
+    with pytest.raises(ColorFluxError, match=r"match several sets.*synthesized and augmented"):
+        require_results(method(tmp_path, "beach.png"), [SYNTHESIZED, AUGMENTED])
 
 
 def test_two_results_for_one_image(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_two_results_for_one_image(tmp_path: Path) -> None:
 
 
 def test_nothing_to_compare(tmp_path: Path) -> None:
-    with pytest.raises(ColorFluxError, match="is no folder of results"):
-        require_clear_sets(Method("DDColor", tmp_path / "missing"), [REAL])
-    with pytest.raises(ColorFluxError, match=r"no file in .* has the name of an image"):
-        require_clear_sets(method(tmp_path, "beach.png"), [REAL])
+    with pytest.raises(ColorFluxError, match="is not a folder"):
+        require_results(Method("DDColor", tmp_path / "missing"), [REAL])
+    with pytest.raises(ColorFluxError, match=r"no file in .* is named like an image"):
+        require_results(method(tmp_path, "beach.png"), [REAL])

@@ -144,7 +144,7 @@ def test_what_cannot_be_a_truth_is_left_out(photos: Path, tmp_path: Path) -> Non
     left_out = build_sets(photos_in(photos), [], tmp_path / "sets", Recipe())
     assert len(left_out) == 2
     assert "broken.png" in left_out[0]
-    assert "gray.png has no colors" in left_out[1]
+    assert "gray.png is gray, so it has no true colors" in left_out[1]
     assert {row["name"] for row in manifest(tmp_path / "sets")} == {"beach", "forest", "street"}
 
 
@@ -160,7 +160,7 @@ def test_two_photos_of_one_name(photos: Path, tmp_path: Path) -> None:
 
 def test_no_photo(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no photo")
-    with pytest.raises(ColorFluxError, match=r"no photo is left.*broken\.png"):
+    with pytest.raises(ColorFluxError, match=r"no usable photo.*broken\.png"):
         build_sets(photos_in(tmp_path), [], tmp_path / "sets", Recipe())
 
 

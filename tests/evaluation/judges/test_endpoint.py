@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.evaluation.judges.asking import Verdicts, judge_methods
 from colorflux_core.evaluation.judges.endpoint import Endpoint, read_api_key
 from colorflux_core.evaluation.judges.qwen_score import ASPECTS, QWEN_SCORE
+from colorflux_core.evaluation.judges.runner import Verdicts, judge_methods
 from colorflux_core.evaluation.judges.template import Template
 from tests.evaluation.judges.judge_server import (
     Asked,
@@ -220,9 +220,9 @@ def test_what_cannot_be_read_in_the_end_is_missing(tmp_path: Path) -> None:
     verdicts, server = bench.judged(odd_ones_fail)
     assert seen(verdicts) == [0, 2]
     assert server.numbers == [0, 1, 1, 1, 2, 3, 3, 3]
-    assert [failure.partition(", the last is: ")[0] for failure in verdicts.failures] == [
-        "real/1, DDColor: none of 3 replies could be read",
-        "real/3, DDColor: none of 3 replies could be read",
+    assert [failure.partition("; the last one: ")[0] for failure in verdicts.failures] == [
+        "real/1, DDColor: none of 3 replies could be parsed",
+        "real/3, DDColor: none of 3 replies could be parsed",
     ]
     again, server = bench.judged(odd_ones_fail)
     assert (seen(again), server.asked) == ([0, 2], [])
@@ -265,7 +265,7 @@ def test_images_that_errors_stay_with_are_asked_about_in_the_next_run(
     )
     assert seen(verdicts) == [1, 3]
     for number, failure in zip((0, 2), verdicts.failures, strict=True):
-        assert failure.startswith(f"real/{number}, DDColor: {server.url} does not answer")
+        assert failure.startswith(f"real/{number}, DDColor: {server.url} does not respond")
     again, server = bench.judged(by_number)
     assert (seen(again), server.numbers) == ([0, 1, 2, 3], [0, 2])
 
@@ -275,7 +275,7 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
         gone = server.url
     bench = Bench(tmp_path, 50)
     started = time.monotonic()
-    with pytest.raises(ColorFluxError, match=r"does not answer .*3 times in a row"):
+    with pytest.raises(ColorFluxError, match=r"does not respond .*3 consecutive requests failed"):
         judge_methods(
             QWEN_SCORE, endpoint(gone), [bench.set], [bench.method], bench.cache, concurrency=2
         )
@@ -285,7 +285,9 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
 def test_a_server_that_never_answers(tmp_path: Path) -> None:
     bench = Bench(tmp_path, 50)
     started = time.monotonic()
-    with pytest.raises(ColorFluxError, match=r"does not answer \(Request timed out.*in a row"):
+    with pytest.raises(
+        ColorFluxError, match=r"does not respond \(Request timed out.*consecutive requests failed"
+    ):
         bench.judged(lambda _: Silent(), timeout=0.3, concurrency=3, patience=3)
     assert time.monotonic() - started < 5
 
@@ -295,7 +297,7 @@ def test_a_server_that_goes_away_in_the_middle(tmp_path: Path) -> None:
         return by_number(asked) if asked.number < 10 else failing(503)
 
     bench = Bench(tmp_path, 20)
-    with pytest.raises(ColorFluxError, match=r"503.*3 times in a row"):
+    with pytest.raises(ColorFluxError, match=r"503.*3 consecutive requests failed"):
         bench.judged(until_ten)
     verdicts, server = bench.judged(by_number)
     assert seen(verdicts) == [*range(20)]
@@ -311,7 +313,9 @@ def test_a_refusal_is_final(tmp_path: Path, status: int) -> None:
         asked.append(request)
         return failing(status)
 
-    with pytest.raises(ColorFluxError, match=r"refuses .*broken.*--judge and --api-key-file"):
+    with pytest.raises(
+        ColorFluxError, match=r"rejects the request .*broken.*--judge and --api-key-file"
+    ):
         bench.judged(refuse, retries=2)
     assert len(asked) == 1
 
@@ -339,7 +343,7 @@ def test_a_damaged_result_is_missing_and_nothing_else(tmp_path: Path) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from colorflux_core.evaluation.judges.asking import judge_methods
+from colorflux_core.evaluation.judges.runner import judge_methods
 from colorflux_core.evaluation.judges.endpoint import Endpoint
 from colorflux_core.evaluation.judges.qwen_score import QWEN_SCORE
 from colorflux_core.evaluation.benchmark.methods import Method
@@ -412,11 +416,11 @@ def test_a_cache_that_is_none(tmp_path: Path) -> None:
     scores = tmp_path / "scores.csv"
     scores.write_text("set,method\n")
     bench.cache = scores
-    with pytest.raises(ColorFluxError, match="is no cache of ours"):
+    with pytest.raises(ColorFluxError, match="is not a cache file"):
         bench.judged(by_number)
     assert scores.read_text() == "set,method\n"
     bench.cache = scores / "replies.jsonl"
-    with pytest.raises(ColorFluxError, match="cannot be written"):
+    with pytest.raises(ColorFluxError, match="cannot write"):
         bench.judged(by_number)
 
 
@@ -428,7 +432,7 @@ def test_a_cache_that_fails_in_the_middle_stops_it_all(tmp_path: Path) -> None:
         bench.cache.mkdir()
         return by_number(asked)
 
-    with pytest.raises(ColorFluxError, match="cannot be written"):
+    with pytest.raises(ColorFluxError, match="cannot write"):
         bench.judged(sabotage)
 
 

@@ -21,10 +21,10 @@ from transformers import (
 )
 
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.evaluation.judges.asking import judge_methods
 from colorflux_core.evaluation.judges.local import LocalModel
 from colorflux_core.evaluation.judges.nr_iqa import Q_INSIGHT
 from colorflux_core.evaluation.judges.qwen_score import QWEN_SCORE
+from colorflux_core.evaluation.judges.runner import judge_methods
 from colorflux_core.evaluation.judges.template import Turn
 from tests.evaluation.judges.judge_server import colorized, made
 
@@ -113,11 +113,11 @@ def tiny(folder: Path, **options: Any) -> LocalModel:
 
 
 def reply(model: LocalModel, *turns: Turn) -> str:
-    async def ask() -> str:
-        async with model.opened() as ask:
-            return await ask(turns)
+    async def reply() -> str:
+        async with model.session() as chat:
+            return await chat(turns)
 
-    return asyncio.run(ask())
+    return asyncio.run(reply())
 
 
 def test_random_text_is_no_score(folder: Path, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_random_text_is_no_score(folder: Path, tmp_path: Path) -> None:
         assert len(verdicts.scores) == 2 * len(judge.metrics)
         assert all(math.isnan(score.value) for score in verdicts.scores)
         assert [failure.partition(", the last")[0] for failure in verdicts.failures] == [
-            f"real/{number}, DDColor: none of 2 replies could be read" for number in range(2)
+            f"real/{number}, DDColor: none of 2 replies could be parsed" for number in range(2)
         ]
     assert len((tmp_path / "replies.jsonl").read_text().splitlines()) == 2 * 2 * 2
     assert verdicts.provenance["model"].startswith(f"{folder.name} ")
@@ -186,17 +186,17 @@ def test_its_name_tells_weights_apart(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_model(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ColorFluxError, match="holds no weights"):
+    with pytest.raises(ColorFluxError, match=r"has no \*.safetensors files"):
         _ = tiny(tmp_path).model
-    with pytest.raises(ColorFluxError, match="holds no weights"):
+    with pytest.raises(ColorFluxError, match=r"has no \*.safetensors files"):
         _ = tiny(tmp_path / "missing").model
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    with pytest.raises(ColorFluxError, match="cannot be used as a Qwen"):
+    with pytest.raises(ColorFluxError, match="cannot be loaded as a Qwen"):
         reply(tiny(tmp_path), Turn("user", ("Well?",)))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ColorFluxError, match="cannot be used as a Qwen"):
+    with pytest.raises(ColorFluxError, match="cannot be loaded as a Qwen"):
         reply(tiny(tmp_path), Turn("user", ("Well?",)))
-    with pytest.raises(ColorFluxError, match="cannot be used as a Qwen"):
+    with pytest.raises(ColorFluxError, match="cannot be loaded as a Qwen"):
         reply(LocalModel(folder, device="nowhere"), Turn("user", ("Well?",)))

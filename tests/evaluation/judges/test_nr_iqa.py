@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from colorflux_core.evaluation.judges.asking import Verdicts, judge_methods
 from colorflux_core.evaluation.judges.deqa import serve
 from colorflux_core.evaluation.judges.endpoint import Endpoint
 from colorflux_core.evaluation.judges.judge import Judge
 from colorflux_core.evaluation.judges.nr_iqa import DEQA, Q_INSIGHT, VISUALQUALITY_R1
+from colorflux_core.evaluation.judges.runner import Verdicts, judge_methods
 from tests.evaluation.judges.judge_server import colorized, made, serving
 
 
@@ -118,7 +118,7 @@ def test_an_image_that_deqa_fails_on_is_missing(tmp_path: Path) -> None:
         verdicts = judged(DEQA, url, tmp_path, images=4)
     assert [score.value for score in verdicts.scores if not score.is_missing] == [1]
     assert ["no memory" in failure for failure in verdicts.failures].count(True) == 2
-    assert "none of 3 replies could be read" in " ".join(verdicts.failures)
+    assert "none of 3 replies could be parsed" in " ".join(verdicts.failures)
 
 
 def post(url: str, body: bytes, **headers: str) -> tuple[int, Any]:
@@ -152,7 +152,7 @@ def test_what_deqa_is_asked_wrongly() -> None:
             chat(f"data:image/png;base64,{image[:60]}"),
         ):
             status, answer = post(path, body)
-            assert (status, "no image to be read" in answer["error"]["message"]) == (400, True)
+            assert (status, "no readable image" in answer["error"]["message"]) == (400, True)
         assert post(f"{url}/embeddings", chat(f"data:image/png;base64,{image}"))[0] == 404
         assert post(path, b"", **{"Content-Length": str(10**12)})[0] == 413
         status, answer = post(path, chat(f"data:image/png;base64,{image}"))

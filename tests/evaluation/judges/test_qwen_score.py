@@ -10,9 +10,9 @@ import pytest
 
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.evaluation.judges import JUDGES
-from colorflux_core.evaluation.judges.asking import judge_methods
 from colorflux_core.evaluation.judges.endpoint import Endpoint
 from colorflux_core.evaluation.judges.qwen_score import ASPECTS, QWEN_SCORE
+from colorflux_core.evaluation.judges.runner import judge_methods
 from colorflux_core.evaluation.judges.template import Template, Turn, read_template
 from tests.evaluation.judges.judge_server import colorized, made, serving, six
 
@@ -87,7 +87,7 @@ def test_a_template_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ColorFluxError, match="is empty"):
         read_template(path, like=QWEN_SCORE.template)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ColorFluxError, match="is no UTF-8 text"):
+    with pytest.raises(ColorFluxError, match="is not UTF-8 text"):
         read_template(path, like=QWEN_SCORE.template)
 
 

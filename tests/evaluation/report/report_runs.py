@@ -12,8 +12,7 @@ from PIL import Image
 from colorflux_core.evaluation.benchmark.methods import Method
 from colorflux_core.evaluation.benchmark.sets import BenchmarkSet, Item
 from colorflux_core.evaluation.report.report import write_report
-from colorflux_core.evaluation.report.tables import TRUTH, Column
-from colorflux_core.evaluation.scores import Score
+from colorflux_core.evaluation.scores import TRUTH, Column, Score
 
 NASTY = "<script>alert(1)</script>"
 NASTY_TOO = "\"'><img src=http://example.invalid/x onerror=alert(2)>|**b**"

@@ -14,11 +14,11 @@ from PIL import Image
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.evaluation.benchmark.methods import Method
 from colorflux_core.evaluation.benchmark.sets import BenchmarkSet, Item
-from colorflux_core.evaluation.report.report_page import telling_images, whiskers
+from colorflux_core.evaluation.report.report_page import forest_marks, most_different_images
 from colorflux_core.evaluation.report.sheets import INPUT
 from colorflux_core.evaluation.report.table_text import MISSING, number
-from colorflux_core.evaluation.report.tables import TRUTH, Column, blocks, compare_rows
-from colorflux_core.evaluation.scores import Score, read_scores
+from colorflux_core.evaluation.report.tables import blocks, compare_rows
+from colorflux_core.evaluation.scores import TRUTH, Column, Score, read_scores
 from tests.evaluation.report.report_runs import COLUMNS, NASTY, NASTY_TOO, Run, report_run
 
 DECIMALS = {"richness": 2, "error": 2, "tone": 2, "fid": 4}
@@ -208,7 +208,9 @@ def test_nothing_but_missing_scores(tmp_path: Path) -> None:
     assert {(row["mean"], row["present"]) for row in table} == {("", "0")}
     Run(run.sets, run.methods, []).write(tmp_path / "empty")
     assert read(tmp_path / "empty" / "table.csv") == []
-    assert (tmp_path / "empty" / "report.html").read_text("utf-8").count("No method has a") == 2
+    assert (tmp_path / "empty" / "report.html").read_text("utf-8").count(
+        "No method has scores"
+    ) == 2
 
 
 def test_a_set_without_images_and_one_without_any_result(tmp_path: Path) -> None:
@@ -274,9 +276,9 @@ def test_telling_images_are_the_first_and_those_that_methods_differ_on() -> None
         for apart in [5 + rng.random()]
     ]
     [block] = blocks(scores, COLUMNS, sets, ["a", "b"])
-    assert telling_images(block, 3) == [0, 8, 15]
-    assert telling_images(block, 0) == []
-    assert telling_images(block, 99) == [*range(20)]
+    assert most_different_images(block, 3) == [0, 8, 15]
+    assert most_different_images(block, 0) == []
+    assert most_different_images(block, 99) == [*range(20)]
 
 
 @pytest.mark.parametrize(("direction", "verdict"), [("higher", "worse"), ("lower", "better")])
@@ -290,6 +292,6 @@ def test_right_of_the_middle_is_better(direction: str, verdict: str) -> None:
     ]
     [block] = blocks(scores, [column], sets, ["a", "b"])
     compared = compare_rows(block, "a")
-    whisker = whiskers(compared)["error", "b"]
-    assert whisker.verdict == verdict
-    assert 0 < whisker.low < whisker.mean < whisker.high < 100
+    mark = forest_marks(compared)["error", "b"]
+    assert mark.verdict == verdict
+    assert 0 < mark.low < mark.mean < mark.high < 100

@@ -17,9 +17,9 @@ from colorflux_core.evaluation.report.sheets import (
     PICTURE,
     Box,
     contact_sheet,
+    most_different_box,
     outlined,
     strip,
-    telling_box,
 )
 
 
@@ -31,7 +31,7 @@ def test_the_crop_is_where_the_methods_colors_differ() -> None:
     one = textured(240, 160)
     other = one.copy()
     other[100:130, 180:220, 0] += 60
-    box = telling_box([Image.fromarray(one), Image.fromarray(other)])
+    box = most_different_box([Image.fromarray(one), Image.fromarray(other)])
     assert box.left <= 180 / 240 and box.right >= 220 / 240
     assert box.top <= 100 / 160 and box.bottom >= 130 / 160
 
@@ -42,18 +42,18 @@ def test_a_tint_that_all_of_it_has_does_not_draw_the_crop() -> None:
     other = one.copy()
     other[:, :85] = (160, 110, 80)
     other[50:60, 150:160] = (140, 115, 110)
-    box = telling_box([Image.fromarray(one[:, 90:]), Image.fromarray(other[:, 90:])])
+    box = most_different_box([Image.fromarray(one[:, 90:]), Image.fromarray(other[:, 90:])])
     assert box.left <= 60 / 90 and box.right >= 70 / 90
-    even = telling_box([Image.fromarray(one[:, :85]), Image.fromarray(other[:, :85])])
-    assert even == telling_box([Image.fromarray(one[:, :85])] * 2)
+    even = most_different_box([Image.fromarray(one[:, :85]), Image.fromarray(other[:, :85])])
+    assert even == most_different_box([Image.fromarray(one[:, :85])] * 2)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (300, 7), (7, 300), (3000, 2), (64, 96), (1023, 511)])
 def test_boxes_lie_in_pictures_of_any_size(size: tuple[int, int]) -> None:
     pictures = [Image.fromarray(textured(*size)), Image.new("RGB", size, "red")]
-    box = telling_box(pictures)
+    box = most_different_box(pictures)
     assert 0 <= box.left < box.right <= 1 and 0 <= box.top < box.bottom <= 1
-    assert telling_box(pictures) == box
+    assert most_different_box(pictures) == box
 
 
 @pytest.fixture

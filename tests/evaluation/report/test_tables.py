@@ -22,14 +22,8 @@ from colorflux_core.evaluation.report.table_text import (
     number,
     table_rows,
 )
-from colorflux_core.evaluation.report.tables import (
-    TRUTH,
-    Block,
-    Column,
-    blocks,
-    compare_rows,
-)
-from colorflux_core.evaluation.scores import Score
+from colorflux_core.evaluation.report.tables import Block, blocks, compare_rows
+from colorflux_core.evaluation.scores import TRUTH, Column, Score
 
 RICHNESS = Column("richness", "Richness", "higher", "0-100")
 ERROR = Column("error", "Error", "lower")

@@ -108,9 +108,9 @@ def test_a_killed_process_loses_nothing_that_it_confirmed(tmp_path: Path) -> Non
 from pathlib import Path
 from colorflux_core.evaluation.study.answers import *
 from colorflux_core.evaluation.study.design import Pair
-path, plan = Path({str(path)!r}), [Pair("real", f"photo{{i}}", "a", "b") for i in range(400)]
-for index in range(len(read_answers(path, plan)), 400):
-    print(record(path, plan, index, ("left", "right")[index % 2]), flush=True)
+path, schedule = Path({str(path)!r}), [Pair("real", f"photo{{i}}", "a", "b") for i in range(400)]
+for index in range(len(read_answers(path, schedule)), 400):
+    print(record(path, schedule, index, ("left", "right")[index % 2]), flush=True)
 """
     rng = random.Random(0)
     confirmed = 0

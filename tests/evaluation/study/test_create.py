@@ -77,10 +77,10 @@ def test_only_what_can_be_compared_is_shown(tmp_path: Path) -> None:
     sets = [bench(tmp_path, "real", images)]
     robin = create_study(tmp_path / "robin", sets, methods, None)
     assert [shown.image for shown in robin.shown] == ["all", "others"]
-    assert len(robin.plan("ab")) == 4
+    assert len(robin.schedule("ab")) == 4
     against = create_study(tmp_path / "against", sets, methods, "a")
     assert [shown.image for shown in against.shown] == ["all"]
-    assert len(against.plan("ab")) == 2
+    assert len(against.schedule("ab")) == 2
     with pytest.raises(ColorFluxError, match="no image has results of two"):
         create_study(
             tmp_path / "none",
@@ -118,7 +118,7 @@ def test_a_damaged_study_is_told(tmp_path: Path) -> None:
         whole.replace('"version": 1', '"version": 2'),
     ):
         (tmp_path / "study.json").write_text(content)
-        with pytest.raises(ColorFluxError, match=r"study\.json .* make the study anew"):
+        with pytest.raises(ColorFluxError, match=r"study\.json .* create the study again"):
             read_study(tmp_path)
     (tmp_path / "study.json").write_text(whole)
     picture_path(tmp_path, study.shown[0].input).unlink()
@@ -160,7 +160,7 @@ def test_the_command_makes_what_it_is_asked_for(run: Run) -> None:
     other = made("other")
     assert (other.reference, other.ties, other.pairs, other.seed) == (None, True, 1, 7)
     assert {shown.set for shown in other.shown} == {"faded"}
-    assert len(other.plan("ab")) == 1
+    assert len(other.schedule("ab")) == 1
     assert run(f"new bench -o third {METHODS} --reference theirs")[0] == 0
     assert made("third").reference == "theirs"
 
@@ -177,7 +177,7 @@ def test_the_command_makes_what_it_is_asked_for(run: Run) -> None:
         (f"new bench -o x {METHODS} --pairs 0", "--pairs"),
         (f"new bench -o x {METHODS} --max-side -1", "--max-side"),
         (f"new ours -o x {METHODS}", "sets.csv"),
-        ("new bench -o x --method ours=ours --method gone=gone", "gone is no folder"),
+        ("new bench -o x --method ours=ours --method gone=gone", "gone is not a folder"),
         (f"new bench -o ours/wide.png/x {METHODS}", "-o"),
         ("serve nothing", "study new"),
         ("results nothing", "study new"),
@@ -214,7 +214,7 @@ def test_help_comes_without_torch(run: Run) -> None:
 
 
 def test_a_method_is_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(ColorFluxError, match="is no folder"):
+    with pytest.raises(ColorFluxError, match="is not a folder"):
         create_study(
             tmp_path / "study",
             [bench(tmp_path, "real", IMAGES)],

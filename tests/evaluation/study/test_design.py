@@ -1,4 +1,4 @@
-"""A plan is balanced in every way at once, whatever the study's size."""
+"""A schedule is balanced in every way at once, whatever the study's size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import combinations, pairwise, permutations
 
 import pytest
 
-from colorflux_core.evaluation.study.design import Pair, plan, spacing
+from colorflux_core.evaluation.study.design import Pair, schedule, spacing
 from tests.evaluation.study.study_runs import ROOT
 
 Available = dict[tuple[str, str], list[str]]
@@ -38,7 +38,7 @@ def imbalance(pairs: Sequence[Pair]) -> Counter[str]:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_sides_are_balanced_in_all_and_in_every_matchup(seed: int) -> None:
-    pairs = plan(*random_study(seed)[:2], seed, random_study(seed)[2])
+    pairs = schedule(*random_study(seed)[:2], seed, random_study(seed)[2])
     assert all(abs(sides) <= 1 for sides in imbalance(pairs).values())
     for matchup in {pair.matchup for pair in pairs}:
         of_matchup = [pair for pair in pairs if pair.matchup == matchup]
@@ -54,11 +54,11 @@ def test_every_pair_comes_once_and_a_short_session_is_a_balanced_part(seed: int)
         for two in combinations(methods, 2)
         if reference in (None, *two)
     }
-    pairs = [(*pair[:2], pair.matchup) for pair in plan(available, reference, seed)]
+    pairs = [(*pair[:2], pair.matchup) for pair in schedule(available, reference, seed)]
     assert len(pairs) == len(everything)
     assert {*pairs} == everything
 
-    part = [(*pair[:2], pair.matchup) for pair in plan(available, reference, seed, limit)]
+    part = [(*pair[:2], pair.matchup) for pair in schedule(available, reference, seed, limit)]
     assert {*part} <= everything
     assert len(part) == len({*part}) == min(len(everything), limit or len(everything))
     there, taken = (Counter(two for *_, two in some) for some in (everything, part))
@@ -68,7 +68,7 @@ def test_every_pair_comes_once_and_a_short_session_is_a_balanced_part(seed: int)
 
 @pytest.mark.parametrize("seed", range(60))
 def test_the_same_photo_does_not_come_again_soon(seed: int) -> None:
-    pairs = plan(*random_study(seed)[:2], seed, random_study(seed)[2])
+    pairs = schedule(*random_study(seed)[:2], seed, random_study(seed)[2])
     places: dict[str, list[int]] = {}
     for place, pair in enumerate(pairs):
         places.setdefault(pair.image, []).append(place)
@@ -97,39 +97,39 @@ def test_the_papers_study() -> None:
     """50 photos and five competitors: 250 pairs, ColorFLUX in each, on either side 125 times."""
     others = ["DDColor", "Kontext", "GPT-4o", "Qwen", "Doubao"]
     available = {("real", f"photo{index}"): ["ColorFLUX", *others] for index in range(50)}
-    pairs = plan(available, "ColorFLUX", (0, "ab"))
+    pairs = schedule(available, "ColorFLUX", (0, "ab"))
     assert len({*pairs}) == 250
     assert Counter(pair.left for pair in pairs)["ColorFLUX"] == 125
     assert {pair.matchup for pair in pairs} == {frozenset(("ColorFLUX", name)) for name in others}
     assert spacing(pairs) == 25
-    assert pairs != plan(available, "ColorFLUX", (0, "cd"))
-    assert pairs != plan(available, "ColorFLUX", (1, "ab"))
+    assert pairs != schedule(available, "ColorFLUX", (0, "cd"))
+    assert pairs != schedule(available, "ColorFLUX", (1, "ab"))
 
 
 @pytest.mark.parametrize("limit", [5, 7, 20, 33])
 def test_a_short_session_has_every_photo_equally_often(limit: int) -> None:
     available = {("real", f"photo{index}"): list("abc") for index in range(20)}
-    times = Counter(pair.image for pair in plan(available, "a", 0, limit))
+    times = Counter(pair.image for pair in schedule(available, "a", 0, limit))
     assert max(times.values()) <= 1 + min(times[image] for _, image in available)
 
 
 def test_sides_and_order_are_random() -> None:
     """Over many participants, every photo comes first, and each method of a pair is left."""
     available = {("real", name): ["a", "b"] for name in "xyz"}
-    plans = [plan(available, None, (0, who)) for who in range(300)]
-    first = Counter(pairs[0].image for pairs in plans)
-    left = Counter(pair.left for pairs in plans for pair in pairs if pair.image == "x")
+    schedules = [schedule(available, None, (0, who)) for who in range(300)]
+    first = Counter(pairs[0].image for pairs in schedules)
+    left = Counter(pair.left for pairs in schedules for pair in pairs if pair.image == "x")
     assert all(60 <= first[name] <= 140 for name in "xyz")
     assert all(110 <= left[method] <= 190 for method in "ab")
 
 
 @pytest.mark.parametrize("hash_seed", "123")
-def test_another_process_makes_the_same_plan(hash_seed: str) -> None:
+def test_another_process_makes_the_same_schedule(hash_seed: str) -> None:
     """Sets of names have another order in every process."""
     available = {("real", f"photo{index}"): list("abcde") for index in range(5)}
     script = (
-        "from colorflux_core.evaluation.study.design import plan;"
-        f"print([plan({available!r}, None, 0, limit) for limit in range(20)])"
+        "from colorflux_core.evaluation.study.design import schedule;"
+        f"print([schedule({available!r}, None, 0, limit) for limit in range(20)])"
     )
     run = subprocess.run(
         [sys.executable, "-c", script],
@@ -139,4 +139,4 @@ def test_another_process_makes_the_same_plan(hash_seed: str) -> None:
         text=True,
         check=True,
     )
-    assert run.stdout.strip() == repr([plan(available, None, 0, limit) for limit in range(20)])
+    assert run.stdout.strip() == repr([schedule(available, None, 0, limit) for limit in range(20)])

@@ -12,7 +12,7 @@ import pytest
 
 from colorflux_core.evaluation.study.answers import answers_path, read_answers
 from colorflux_core.evaluation.study.create import create_study
-from colorflux_core.evaluation.study.results import read_given, win_rates
+from colorflux_core.evaluation.study.results import read_responses, win_rates
 from colorflux_core.evaluation.study.study import read_study
 from tests.browser import launched
 from tests.evaluation.study.study_runs import bench, results, serving
@@ -119,7 +119,7 @@ def test_20_pairs_by_keyboard_killed_in_the_middle(
             process.wait()
         assert len(answers(study, "a-b")) == 8
         page.keyboard.press(KEYS[prefer_the_redder(page)])
-        page.get_by_text("Your answer is kept here").wait_for()
+        page.get_by_text("Please keep this page open").wait_for()
         with serving(study, int(url.rstrip("/").rpartition(":")[2])) as (again, _):
             assert again == url
             await_pair(page, 10)  # the page saved the ninth by itself
@@ -137,7 +137,7 @@ def test_20_pairs_by_keyboard_killed_in_the_middle(
         watch.check(url)
 
     made = read_study(study)
-    for rate in win_rates(made, read_given(study, made)):
+    for rate in win_rates(made, read_responses(study, made)):
         signs = [
             (ours > theirs) - (ours < theirs)
             for ours, theirs in zip(
@@ -150,8 +150,8 @@ def test_20_pairs_by_keyboard_killed_in_the_middle(
 
 
 def answers(study: Path, who: str) -> list[str]:
-    plan = read_study(study).plan(who)
-    return [answer.choice for answer in read_answers(answers_path(study, who), plan)]
+    schedule = read_study(study).schedule(who)
+    return [answer.choice for answer in read_answers(answers_path(study, who), schedule)]
 
 
 def test_undo_and_two_windows_of_one_participant(browser: Browser, study: Path) -> None:

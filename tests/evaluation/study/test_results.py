@@ -18,10 +18,10 @@ from colorflux_core.evaluation.study.create import create_study
 from colorflux_core.evaluation.study.design import Pair
 from colorflux_core.evaluation.study.report import write_results
 from colorflux_core.evaluation.study.results import (
-    Given,
+    Response,
     agreement,
-    left_share,
-    strengths,
+    bradley_terry,
+    position_bias,
     wilson,
     win_rate,
     win_rates,
@@ -30,15 +30,15 @@ from colorflux_core.evaluation.study.study import Shown, Study
 from tests.evaluation.study.study_runs import bench, results
 
 
-def given(participant: str, image: str, left: str, right: str, choice: Choice) -> Given:
-    return Given(participant, Answer(Pair("real", image, left, right), choice))
+def given(participant: str, image: str, left: str, right: str, choice: Choice) -> Response:
+    return Response(participant, Answer(Pair("real", image, left, right), choice))
 
 
 def study(*methods: str, reference: str | None = None) -> Study:
     return Study(methods, reference, (Shown("real", "x", "", {}),), token="")
 
 
-def random_answers(skill: dict[str, float], count: int, seed: int = 0) -> list[Given]:
+def random_answers(skill: dict[str, float], count: int, seed: int = 0) -> list[Response]:
     """The better a method, the more often it wins: Bradley and Terry's model itself."""
     rng = random.Random(seed)
     answers = []
@@ -75,7 +75,7 @@ def test_ties_count_half_and_sides_do_not() -> None:
     assert everyone is not None
     assert everyone.rate == 2.5 / 5
     assert win_rate(answers, "faded", "a", "b") is None
-    assert left_share(answers) == (2, 4)
+    assert position_bias(answers) == (2, 4)
 
 
 def test_participants_who_differ_widen_the_second_interval() -> None:
@@ -95,8 +95,8 @@ def test_participants_who_differ_widen_the_second_interval() -> None:
     for answers in (habits, coins):
         rate = win_rate(answers, "", "a", "b")
         assert rate is not None
-        assert rate.crossed.low < rate.rate < rate.crossed.high
-        widths.append(rate.crossed.high - rate.crossed.low)
+        assert rate.bootstrap.low < rate.rate < rate.bootstrap.high
+        widths.append(rate.bootstrap.high - rate.bootstrap.low)
         assert rate.wilson.high - rate.wilson.low < 0.15
     assert widths[0] > 0.5
     assert widths[1] < 0.3
@@ -112,7 +112,7 @@ def test_with_a_single_photo_the_second_interval_is_students_of_the_participants
     found = win_rate(answers, "", "a", "b")
     assert found is not None
     expected = stats.t.interval(0.95, 5, loc=np.mean(rates), scale=stats.sem(rates))
-    assert found.crossed == pytest.approx(expected, abs=0.02)
+    assert found.bootstrap == pytest.approx(expected, abs=0.02)
 
 
 def test_the_second_interval_holds_for_other_people_and_photos() -> None:
@@ -132,7 +132,7 @@ def test_the_second_interval_holds_for_other_people_and_photos() -> None:
             "b",
         )
         assert found is not None
-        held += found.crossed.low <= 0.6 <= found.crossed.high
+        held += found.bootstrap.low <= 0.6 <= found.bootstrap.high
     assert held >= 54
 
 
@@ -140,7 +140,7 @@ def test_all_the_same_answers_leave_only_wilson() -> None:
     rate = win_rate([given("p", str(n), "a", "b", "left") for n in range(9)], "", "a", "b")
     assert rate is not None
     assert (rate.rate, rate.wilson.high) == (1, 1)
-    assert math.isnan(rate.crossed.low)
+    assert math.isnan(rate.bootstrap.low)
 
 
 def test_strengths_are_the_most_likely_ones() -> None:
@@ -162,14 +162,14 @@ def test_strengths_are_the_most_likely_ones() -> None:
         return total
 
     best = optimize.minimize(unlikelihood, np.zeros(3), tol=1e-10).x
-    found = strengths(study(*names), answers)
+    found = bradley_terry(study(*names), answers)
     assert [*found.values()] == pytest.approx([*best, -sum(best)], abs=1e-4)
     assert [*found.values()] == pytest.approx([*skill.values()], abs=0.35)
 
 
 def test_who_never_lost_has_a_strength() -> None:
     answers = [given("p", str(n), "a", "b", "left") for n in range(5)]
-    found = strengths(study("a", "b"), answers)
+    found = bradley_terry(study("a", "b"), answers)
     # Five wins and half of the added tie, against the other half.
     assert found["a"] - found["b"] == pytest.approx(math.log(5.5 / 0.5))
 
@@ -209,11 +209,11 @@ def test_the_report_of_a_study(tmp_path: Path, reference: str | None) -> None:
     with pytest.raises(ColorFluxError, match="no answers yet"):
         write_results(folder, folder)
     for who in ("ab", "cd"):
-        for index, pair in enumerate(made.plan(who)[: 6 if who == "ab" else 3]):
+        for index, pair in enumerate(made.schedule(who)[: 6 if who == "ab" else 3]):
             choice = "tie" if pair.image == "photo0" else ("left", "right")[pair.right == "c"]
-            record(answers_path(folder, who), made.plan(who), index, choice)
+            record(answers_path(folder, who), made.schedule(who), index, choice)
     text = write_results(folder, tmp_path / "out")
-    assert "9 answers of 2 participants, of whom 1 finished" in text
+    assert "9 answers of 2 participants, 1 of whom finished" in text
     assert "| ab | 6 of 6 |" in text
     assert ("## Strengths" in text) == (reference is None)
     with (tmp_path / "out" / "results.csv").open(newline="") as file:

@@ -96,8 +96,8 @@ def test_a_session(server: StudyServer) -> None:
     assert Image.open(io.BytesIO(picture)).size == (24, 16)
 
 
-def test_the_pictures_are_those_of_the_plan(server: StudyServer) -> None:
-    for pair, ids in zip(server.study.plan("ab"), state(server)["pairs"], strict=True):
+def test_the_pictures_are_those_of_the_schedule(server: StudyServer) -> None:
+    for pair, ids in zip(server.study.schedule("ab"), state(server)["pairs"], strict=True):
         (shown,) = (shown for shown in server.study.shown if shown.image == pair.image)
         assert ids == [shown.input, shown.results[pair.left], shown.results[pair.right]]
 

@@ -13,8 +13,7 @@ import torch
 from colorflux_core.bundles.components import load_model
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.evaluation.report.table_text import escape_markdown
-from colorflux_core.evaluation.report.tables import TRUTH
-from colorflux_core.evaluation.scores import read_scores
+from colorflux_core.evaluation.scores import TRUTH, read_scores
 from colorflux_core.model.visual_prompt import prompt_from_tokens
 from tests.training.tiny_training import CANVAS, Setup
 from training.ablation.tables import ARMS, TABLES

@@ -1,1 +1,1 @@
-"""DeQA-Score, which needs an environment of its own: see serve.py."""
+"""DeQA-Score, which runs in a separate virtual environment: see serve.py."""

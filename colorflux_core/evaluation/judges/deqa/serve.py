@@ -1,13 +1,14 @@
-"""Serves DeQA-Score to the judge of that name, as an OpenAI-compatible endpoint on this machine.
+"""Serve DeQA-Score to the judge ``deqa`` through an OpenAI-compatible endpoint on this machine.
 
-The model (You et al., CVPR 2025) works with old libraries only, so that this is a program of its
-own, for an environment of its own. It uses nothing of the package around it:
+The model (You et al., CVPR 2025) only works with old library versions, so this is a standalone
+script for a separate environment. It imports nothing from this package:
 
     python3.10 -m venv deqa
     deqa/bin/pip install -r requirements.txt
     deqa/bin/python serve.py DeQA-Score-Mix3
 
-The folder is a copy of the published model. Its own Python code is run: have it from its authors.
+The folder is a copy of the published model. The model's own Python code is executed, so download
+it from its authors.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from unittest import mock
 from PIL import Image
 
 MAX_BODY = 64 * 2**20
-"""Of a request, in bytes."""
+"""Maximum size of a request, in bytes."""
 
 Scorer = Callable[[Image.Image], float]
 
 
 def server(score: Scorer, port: int = 0) -> ThreadingHTTPServer:
-    """On 127.0.0.1, not started; it scores one image at a time. Port 0 is any free one."""
+    """Create a server on 127.0.0.1 that scores one image at a time. Port 0 picks a free port."""
     one_at_a_time = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -41,27 +42,25 @@ def server(score: Scorer, port: int = 0) -> ThreadingHTTPServer:
 
         def do_GET(self) -> None:
             if self.path != "/v1/models":
-                return self.answer(404, problem(f"there is no {self.path}"))
+                return self.answer(404, problem(f"no such path: {self.path}"))
             self.answer(200, {"object": "list", "data": [{"id": "deqa", "object": "model"}]})
 
         def do_POST(self) -> None:
             length = self.headers.get("Content-Length", "")
             if not length.isdigit() or int(length) > MAX_BODY:
-                self.close_connection = True  # The body is left unread.
-                return self.answer(413, problem(f"send a Content-Length of up to {MAX_BODY}"))
+                self.close_connection = True  # The body was not read.
+                return self.answer(413, problem(f"Content-Length must be at most {MAX_BODY}"))
             body = self.rfile.read(int(length))
             if self.path != "/v1/chat/completions":
-                return self.answer(404, problem(f"there is no {self.path}"))
+                return self.answer(404, problem(f"no such path: {self.path}"))
             try:
                 image = last_image(json.loads(body))
             except (KeyError, OSError, RecursionError, TypeError, ValueError) as error:
-                return self.answer(400, problem(f"there is no image to be read ({error})"))
+                return self.answer(400, problem(f"the request has no readable image ({error})"))
             try:
                 with one_at_a_time:
                     rating = score(image)
-            except (
-                Exception
-            ) as error:  # Of whatever kind, it is this image's, not the server's end.
+            except Exception as error:  # One bad image must not stop the server.
                 return self.answer(500, problem(f"{type(error).__name__}: {error}"))
             self.answer(200, completion(json.dumps({"rating": rating})))
 
@@ -80,7 +79,10 @@ def server(score: Scorer, port: int = 0) -> ThreadingHTTPServer:
 
 
 def last_image(request: Any) -> Image.Image:
-    """RGB, of the data URL that comes last in a chat. Raises one of several errors without it."""
+    """Decode the last data URL of a chat request as RGB.
+
+    Raises KeyError, OSError, TypeError or ValueError if the request has no valid image.
+    """
     urls = [
         part["image_url"]["url"]
         for message in request["messages"]
@@ -116,7 +118,7 @@ def problem(message: str) -> dict:
 
 
 def load(folder: Path, device: str) -> Scorer:
-    """The model's own ``score``, from 1 to 5."""
+    """Load the model and return its ``score`` method, which rates an image from 1 to 5."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -134,7 +136,7 @@ def load(folder: Path, device: str) -> Scorer:
 
 @contextmanager
 def everything_from(folder: Path) -> Iterator[None]:
-    """The model's code asks a hub for its tokenizer and processor: they are in the folder, too."""
+    """Redirect the model code's tokenizer and processor downloads to the local folder."""
     local = {"local_files_only": True, "trust_remote_code": True}
     from transformers import AutoTokenizer
     from transformers.image_processing_utils import BaseImageProcessor
@@ -161,7 +163,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda:0", help="%(default)s")
     args = parser.parse_args()
     if not (args.folder / "config.json").is_file():
-        parser.error(f"{args.folder} holds no model")
+        parser.error(f"{args.folder} has no config.json: pass the model's folder")
     with server(load(args.folder.resolve(), args.device), args.port) as serving:
         address = f"http://127.0.0.1:{serving.server_port}/v1"
         print(f"Serving DeQA-Score at {address}", flush=True)

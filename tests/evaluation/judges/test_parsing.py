@@ -7,8 +7,8 @@ import json
 import pytest
 
 from colorflux_core.evaluation.judges.nr_iqa import VISUALQUALITY_R1
+from colorflux_core.evaluation.judges.parsing import Reading
 from colorflux_core.evaluation.judges.qwen_score import ASPECTS, QWEN_SCORE
-from colorflux_core.evaluation.judges.replies import Reading
 from tests.evaluation.judges.judge_server import six
 
 FIFTY = dict.fromkeys(ASPECTS.values(), 50.0)

@@ -1,4 +1,4 @@
-"""All methods' results before a judge: scores, reasons, and what is missing."""
+"""Score every method's results with a judge."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ..benchmark.methods import Method
 from ..benchmark.sets import BenchmarkSet, digest
 from ..metrics.cache import Cache
 from ..scores import Score
-from .backend import Ask, Backend, NoVerdict, Unanswered
+from .backend import Backend, Chat, NoReply, NoVerdict
 from .judge import Judge
 from .limits import ATTEMPTS, PATIENCE
-from .replies import Reading
+from .parsing import Reading
 from .template import Turn
 
 
 class Case(NamedTuple):
-    """One image of a set, and one method's result for it if there is one."""
+    """One image of a set and one method's result for it, None if missing."""
 
     set: str
     method: str
@@ -37,16 +37,16 @@ class Case(NamedTuple):
 
 class Verdicts(NamedTuple):
     scores: list[Score]
-    """For each image of each set that the method has results for; NaN where there is no verdict."""
+    """For each image of each set the method has results for; NaN without a verdict."""
 
     rationales: dict[tuple[str, str, str], str]
-    """By set, method and image."""
+    """Keyed by (set, method, image)."""
 
     provenance: dict[str, str]
-    """Judge, model, template (its hash) and settings: figures compare where all are the same."""
+    """Judge, model, template hash and settings; scores are comparable only if all are equal."""
 
     failures: list[str]
-    """Why a result has no scores, a line for each."""
+    """One line for each result without scores, with the reason."""
 
 
 def judge_methods(
@@ -61,44 +61,49 @@ def judge_methods(
     patience: int = PATIENCE,
     quiet: bool = False,
 ) -> Verdicts:
-    """Ask about every result, ``concurrency`` at a time; what the cache knows is not asked again.
+    """Score every result with the judge.
 
-    A judge whose reply cannot be read is told so and asked again, ``attempts`` times in all. A
-    result that no reply comes for has no scores in this run; the next one asks about it again.
+    A result without a reply has no scores in this run; the next run tries it again.
+
+    Args:
+        cache: File for the replies; replies already in it are not requested again.
+        attempts: Maximum requests per result. After a reply that cannot be parsed, the judge gets
+            a reminder of the format.
+        concurrency: Concurrent requests.
+        patience: Consecutive requests without a reply after which the run stops.
+        quiet: Whether to hide the progress bar.
 
     Raises:
-        ColorFluxError: when the judge cannot be asked at all, or leaves ``patience`` requests in a
-            row without an answer, or the cache cannot be used. Replies up to then are kept.
+        ColorFluxError: if the judge rejects all requests, ``patience`` is exhausted, or the cache
+            cannot be used. Replies received until then are in the cache.
     """
     cases = list(all_cases(sets, methods))
-    known = Cache(cache)
+    replies = Cache(cache)
     readings: dict[Case, Reading] = {}
     failures: list[str] = []
 
-    async def hear_all() -> None:
-        questions = [
+    async def run_all() -> None:
+        prompts = [
             (case, judge.template.turns(case.gray, case.colorized))
             for case in cases
             if case.colorized
         ]
-        waiting = iter(questions)
-        with tqdm(
-            total=len(questions), unit="image", desc=judge.name, disable=quiet or None
-        ) as bar:
-            async with backend.opened() as ask:
-                asked = remembered(ask, backend, known, patience)
+        queue = iter(prompts)
+        with tqdm(total=len(prompts), unit="image", desc=judge.name, disable=quiet or None) as bar:
+            async with backend.session() as chat:
+                cached_chat = with_cache(chat, backend, replies, patience)
 
                 async def work() -> None:
-                    for case, turns in waiting:
+                    for case, turns in queue:
                         try:
-                            readings[case] = await reading_of(judge, turns, asked, attempts)
+                            readings[case] = await get_reading(judge, turns, cached_chat, attempts)
                         except (NoVerdict, OSError) as error:
                             failures.append(f"{case.set}/{case.image}, {case.method}: {error}")
                         bar.update()
 
                 await asyncio.gather(*(work() for _ in range(concurrency)))
 
-    asyncio.run(hear_all())
+    asyncio.run(run_all())
     missing = Reading(dict.fromkeys(judge.metrics, math.nan), "")
     return Verdicts(
         [
@@ -118,6 +123,7 @@ def judge_methods(
 
 
 def all_cases(sets: Sequence[BenchmarkSet], methods: Sequence[Method]) -> Iterator[Case]:
+    """Yield a case for each image of each set a method has results for."""
     for benchmark in sets:
         for method in methods:
             results = method.results(benchmark)
@@ -126,45 +132,47 @@ def all_cases(sets: Sequence[BenchmarkSet], methods: Sequence[Method]) -> Iterat
                 yield Case(benchmark.name, method.name, item.name, item.input, result)
 
 
-async def reading_of(judge: Judge, turns: tuple[Turn, ...], ask: Ask, attempts: int) -> Reading:
-    """Raises NoVerdict when no reply can be read, and what ``ask`` does."""
+async def get_reading(judge: Judge, turns: tuple[Turn, ...], chat: Chat, attempts: int) -> Reading:
+    """Request replies until one can be parsed; raises NoVerdict after ``attempts`` replies."""
     for _ in range(attempts):
-        reply = await ask(turns)
+        reply = await chat(turns)
         if reading := judge.read(reply):
             return reading
-        # Decoding is greedy: to the same question there is but the same reply.
+        # Decoding is greedy, so repeating the same prompt would return the same reply.
         turns = (*turns, Turn("assistant", (reply,)), Turn("user", (judge.reminder,)))
     last = shorten(reply, 100, placeholder="...")
-    raise NoVerdict(f"none of {attempts} replies could be read, the last is: {last}")
+    raise NoVerdict(f"none of {attempts} replies could be parsed; the last one: {last}")
 
 
-def remembered(ask: Ask, backend: Backend, cache: Cache, patience: int) -> Ask:
-    """Asks what the cache does not know, until too much in a row goes without an answer."""
-    silences = 0
+def with_cache(chat: Chat, backend: Backend, cache: Cache, patience: int) -> Chat:
+    """Wrap ``chat`` with a cache and stop after ``patience`` consecutive requests fail."""
+    failures = 0
 
-    async def remembering(turns: Sequence[Turn]) -> str:
-        nonlocal silences
+    async def cached(turns: Sequence[Turn]) -> str:
+        nonlocal failures
         key = request_key(backend.model, backend.settings, turns)
         if key not in cache:
             try:
-                reply = await ask(turns)
-            except Unanswered as error:
-                silences += 1
-                if silences >= patience:
-                    raise ColorFluxError(f"{error} That was {silences} times in a row.") from error
+                reply = await chat(turns)
+            except NoReply as error:
+                failures += 1
+                if failures >= patience:
+                    raise ColorFluxError(
+                        f"{error} {failures} consecutive requests failed."
+                    ) from error
                 raise
-            silences = 0
+            failures = 0
             cache.add(key, reply)
         return cache[key]
 
-    return remembering
+    return cached
 
 
 def request_key(model: str, settings: Mapping[str, object], turns: Sequence[Turn]) -> str:
-    """The hash of all that a reply depends on; of images, what is in the files."""
-    said = [
+    """Hash everything a reply depends on; images by their file content."""
+    messages = [
         (role, [part if isinstance(part, str) else {"sha256": digest(part)} for part in parts])
         for role, parts in turns
     ]
-    asked = json.dumps([model, settings, said], sort_keys=True)
-    return hashlib.sha256(asked.encode()).hexdigest()
+    request = json.dumps([model, settings, messages], sort_keys=True)
+    return hashlib.sha256(request.encode()).hexdigest()
