@@ -35,7 +35,7 @@ from .data.pictures import (
     training_pictures,
 )
 from .data.rows import Batch, Column, Rows
-from .encode.encoding import latents, statistics, tokens
+from .encode.encoding import color_statistics, latents, tokens
 from .launch import plan_or_train, run_command
 from .models.artifact import save_model
 from .models.flow_stage import FlowStage, flow_error
@@ -195,7 +195,7 @@ class TowerPixels:
 def basic_color_training(config: BasicColorConfig) -> Training:
     """Raises ColorFluxError when no photo is colorful enough."""
     candidates, parts = training_pictures(config, "basic_color"), Parts(config)
-    colorful = statistics(config, candidates)[:, 0] >= config.min_colorfulness
+    colorful = color_statistics(config, candidates)[:, 0] >= config.min_colorfulness
     chosen = [p for p, enough in zip(candidates, colorful.tolist(), strict=True) if enough]
     if not chosen:
         raise ColorFluxError(f"no photo reaches --min-colorfulness {config.min_colorfulness}")

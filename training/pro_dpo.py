@@ -45,7 +45,7 @@ from .data.pictures import (
     training_pictures,
 )
 from .data.rows import Batch, Column, Rows
-from .encode.encoding import latent_encoder, latents, statistics, token_encoder, tokens
+from .encode.encoding import color_statistics, latent_encoder, latents, token_encoder, tokens
 from .launch import plan_or_train, run_command
 from .models.flow_stage import FlowStage, flow_error
 from .models.parallel import devices, gather_to_main
@@ -268,7 +268,7 @@ def well_exposed(statistics: Tensor, config: ProDpoConfig) -> Tensor:
 def pro_dpo_training(config: ProDpoConfig) -> Training:
     """Raises ColorFluxError when no photo is well exposed."""
     candidates, parts = training_pictures(config, "pro_dpo"), Parts(config)
-    fit = well_exposed(statistics(config, candidates), config)
+    fit = well_exposed(color_statistics(config, candidates), config)
     winners = [p for p, fits in zip(candidates, fit.tolist(), strict=True) if fits]
     if not winners:
         raise ColorFluxError("no photo is within --min/max-saturation and --min/max-value")

@@ -17,7 +17,7 @@ from colorflux_core.photos.color import unit_range
 from tests.training.runs import raw_batch
 from tests.training.tiny_training import CANVAS, COLORFUL, TRAIN, Setup
 from training.data.pictures import Picture, gray, pixels, training_pictures
-from training.encode.encoding import statistics
+from training.encode.encoding import color_statistics
 from training.models.parts import Parts, feature_extractor
 from training.pro_dpo import ProDpoConfig, losers, well_exposed
 
@@ -77,7 +77,7 @@ def test_basic_color_sees_the_gray_photo_of_colorful_ones(
 
 def chosen(config: ProDpoConfig) -> list[Picture]:
     candidates = training_pictures(config, "pro_dpo")
-    fit = well_exposed(statistics(config, candidates), config)
+    fit = well_exposed(color_statistics(config, candidates), config)
     return [picture for picture, fits in zip(candidates, fit.tolist(), strict=True) if fits]
 
 

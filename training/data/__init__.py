@@ -1,1 +1,1 @@
-"""Training data: the manifest, pictures made from its photos, and the order of the rows."""
+"""Training data: the manifest, pictures cropped from its photos, and the order of the rows."""

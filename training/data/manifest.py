@@ -1,8 +1,8 @@
-"""The manifest: a CSV that lists the photos to train on.
+"""The manifest: a CSV file that lists the training photos.
 
-It has at least the columns ``file`` and ``split``. A column named after a stage says "yes" for each
-photo the stage may use. A column ``hash`` gives each photo's content digest, so that photos need
-not be read for it. ``training.prepare`` writes all of these.
+The columns ``file`` and ``split`` are required. A column named after a stage holds "yes" for every
+photo that the stage may use. The optional column ``hash`` holds the photos' content digests, which
+are otherwise computed from the files. ``training.prepare`` writes all of these columns.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from colorflux_core.errors import ColorFluxError
 
 @dataclass(frozen=True)
 class ManifestPhoto:
-    """A photo of the manifest; ``content`` is its digest."""
+    """A photo of the manifest; ``content`` is the digest of its content."""
 
     file: Path
     content: str
 
 
 def manifest_rows(manifest: Path) -> list[dict[str, str]]:
-    """All rows of a manifest. Raises ColorFluxError when it or its columns are missing."""
+    """All rows of a manifest. Raises ColorFluxError if the file or a column is missing."""
     try:
         with manifest.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -38,7 +38,7 @@ def manifest_rows(manifest: Path) -> list[dict[str, str]]:
 def read_manifest(manifest: Path, folder: Path, split: str, stage: str = "") -> list[ManifestPhoto]:
     """The photos of one split that ``stage`` may use, in the manifest's order.
 
-    Raises ColorFluxError when the manifest, its columns or the photos it names are missing.
+    Raises ColorFluxError if the manifest, one of its columns or one of its photos is missing.
     """
     rows = [
         row
@@ -54,7 +54,7 @@ def read_manifest(manifest: Path, folder: Path, split: str, stage: str = "") -> 
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise ColorFluxError(
-            f"{len(missing)} photos of --manifest {manifest} are not in --photos {folder},"
+            f"{len(missing)} photos of --manifest {manifest} are not in --photos {folder};"
             f" the first is {missing[0].name}"
         )
     return [

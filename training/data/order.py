@@ -1,8 +1,8 @@
 """The order of the rows and their random generators, both determined by seed and step alone.
 
-A sample's *position* is its number in the whole run, ``step * batch_size + i``. Its noise, timestep
-and fading come from a generator seeded with (seed, position), so gradient accumulation, the number
-of devices and resuming in the middle of an epoch change nothing.
+A sample's *position* is its index in the run, ``step * batch_size + i``. Its noise, timestep and
+fading come from a generator seeded with (seed, position). Gradient accumulation, the number of
+devices and resuming in mid-epoch therefore do not change the results.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 
 
 class SampleIndex(NamedTuple):
-    """A row of the data, and its position in the run."""
+    """A row of the dataset and its position in the run."""
 
     row: int
     position: int
@@ -25,7 +25,7 @@ class SampleIndex(NamedTuple):
 def row_order(
     rows: int, batch_size: int, seed: int, first_step: int
 ) -> Iterator[list[SampleIndex]]:
-    """The batch of each step from ``first_step`` on, reshuffled in every epoch."""
+    """Yield the batch of each step, starting at ``first_step``; rows are reshuffled every epoch."""
     shuffled: dict[int, list[int]] = {}
     for step in count(first_step):
         batch = []
@@ -39,12 +39,12 @@ def row_order(
 
 
 def generator(seed: int, position: int) -> torch.Generator:
-    """The generator for one position in the run; negative numbers are for an epoch's shuffle."""
+    """The generator for a position in the run; negative positions shuffle the epochs."""
     return torch.Generator().manual_seed((seed * 1_000_000_007 + position) % 2**63)
 
 
 class MicroBatches(Sampler[list[SampleIndex]]):
-    """One device's micro-batches for the given steps."""
+    """A batch sampler: one device's micro-batches for the given steps."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Pictures: square crops of the manifest's photos, the same in every run."""
+"""Pictures: square crops of the manifest's photos, reproducible across runs."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from .manifest import ManifestPhoto, read_manifest
 
 @dataclass(frozen=True)
 class Picture:
-    """What a photo is turned into before it is encoded."""
+    """A square crop of a photo, optionally faded and grayscale; pixels are computed on demand."""
 
     photo: ManifestPhoto
     side: int
     view: int = 0
-    """0 for the whole photo, squashed to the square; else the number of a random part."""
+    """0 is the full photo, squashed to a square; higher numbers are random crops."""
     seed: int = 0
     fading: Fading | None = None
     gray: bool = False
 
     @property
     def key(self) -> str:
-        """Equal for equal pixels, whatever the file is called."""
-        described = (self.photo.content, self.side, self.view, self.view and self.seed)
-        return digest(repr((*described, self.fading, self.gray)).encode())
+        """The cache key: a digest of everything that determines the pixels, not of file names."""
+        crop = (self.photo.content, self.side, self.view, self.view and self.seed)
+        return digest(repr((*crop, self.fading, self.gray)).encode())
 
     def pixels(self) -> Tensor:
-        """uint8 (3, side, side). Raises ColorFluxError when the photo cannot be read."""
+        """uint8 (3, side, side). Raises ColorFluxError if the photo cannot be read."""
         image = open_rgb(self.photo.file)
         if self.view:
             rng = random.Random(f"{self.seed}/{self.photo.content}/{self.view}")
@@ -53,23 +53,23 @@ class Picture:
 
 
 def views(photos: list[ManifestPhoto], side: int, per_photo: int, seed: int) -> list[Picture]:
-    """``per_photo`` views of each photo: the whole of it first, random parts after."""
+    """``per_photo`` crops of each photo: the full photo first, then random crops."""
     return [Picture(photo, side, view, seed) for photo in photos for view in range(per_photo)]
 
 
 def gray_pictures(pictures: list[Picture]) -> list[Picture]:
-    """What the pictures' black-and-white photos would be."""
+    """The same pictures in grayscale."""
     return [replace(picture, gray=True) for picture in pictures]
 
 
 def pixels(pictures: list[Picture]) -> Tensor:
-    """uint8 (N, 3, side, side)."""
+    """The pixels of all pictures, uint8 (N, 3, side, side)."""
     return torch.stack([picture.pixels() for picture in pictures])
 
 
 @lru_cache(maxsize=2)
 def open_rgb(file: Path) -> Image.Image:
-    """The photo as the core reads it, in 8 bits. Raises ColorFluxError when it cannot be read."""
+    """The photo as the core reads it, in 8 bits. Raises ColorFluxError if it cannot be read."""
     return eight_bit(load_photo(file).pixels)
 
 
@@ -81,12 +81,15 @@ def eight_bit(pixels: Tensor) -> Image.Image:
 
 
 def squash(image: Image.Image, side: int) -> Image.Image:
-    """The whole photo on a square, as the paper feeds it (5.1)."""
+    """The full photo resized to a square, as in the paper (5.1)."""
     return image.resize((side, side), Image.Resampling.LANCZOS)
 
 
 def random_view(image: Image.Image, side: int, rng: random.Random) -> Image.Image:
-    """A random part of at least a third of the photo, squashed by at most 4:3, perhaps mirrored."""
+    """A random crop with at least a third of the photo's area, mirrored half of the time.
+
+    Its aspect ratio differs from the photo's by at most 4:3 before it is resized to a square.
+    """
     area = image.width * image.height * rng.uniform(0.35, 1.0)
     aspect = image.width / image.height * math.exp(rng.uniform(-0.3, 0.3))
     width = min(image.width, round(math.sqrt(area * aspect)))
@@ -103,12 +106,12 @@ def to_uint8(image: Image.Image) -> Tensor:
 
 
 def gray(pictures: Tensor) -> Tensor:
-    """The grayscale of uint8 pictures (..., 3, H, W), as uint8: what an 8-bit scan would hold."""
+    """Grayscale of uint8 pictures (..., 3, H, W), rounded to uint8 like an 8-bit scan."""
     return (grayscale(unit_range(pictures)) * 255).round().byte()
 
 
 SAMPLES = 8
-"""Pictures in a sample sheet."""
+"""Number of pictures in a sample sheet."""
 
 
 def training_pictures(config: LoopConfig, stage: str) -> list[Picture]:
@@ -118,6 +121,6 @@ def training_pictures(config: LoopConfig, stage: str) -> list[Picture]:
 
 
 def sample_pictures(config: LoopConfig, stage: str) -> list[Picture]:
-    """The first photos of the validation split, in full."""
+    """The first SAMPLES photos of the validation split, uncropped."""
     photos = read_manifest(config.manifest, config.photo_folder, "validation", stage)
     return views(photos[:SAMPLES], config.canvas, 1, config.view_seed)

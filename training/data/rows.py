@@ -14,11 +14,11 @@ from .pictures import Picture
 
 Batch = dict[str, Tensor]
 Column = Callable[[SampleIndex], Tensor]
-"""One column's value for a row, such as its latents."""
+"""Returns a column's value for a row, such as its latents."""
 
 
 class Rows(Dataset[Batch]):
-    """What a stage trains on: one row per entry of ``photos``, which may repeat."""
+    """A stage's training rows: one per entry of ``photos``, which may contain repetitions."""
 
     def __init__(self, photos: list[Path], columns: Mapping[str, Column]) -> None:
         self.photos, self.columns = photos, columns
@@ -27,13 +27,13 @@ class Rows(Dataset[Batch]):
         return len(self.photos)
 
     def __getitem__(self, index: SampleIndex) -> Batch:
-        """The columns, and the index itself as ``row`` and ``position``."""
+        """The columns' values, plus the index as ``row`` and ``position``."""
         row = {name: column(index) for name, column in self.columns.items()}
         return row | {"row": torch.tensor(index.row), "position": torch.tensor(index.position)}
 
 
 class Pixels(Dataset[tuple[str, Tensor]]):
-    """The key and the pixels of each picture."""
+    """Each picture's cache key and pixels, uint8 (3, S, S)."""
 
     def __init__(self, pictures: list[Picture]) -> None:
         self.pictures = pictures

@@ -1,9 +1,9 @@
-"""What is encoded once: tensors by key on disk, in shards that are whole or not there at all."""
+"""A disk cache of encoded pictures: tensors by key, in safetensors shards written atomically."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -24,14 +24,14 @@ from ..models.parallel import devices
 
 ENCODE_BATCH = 16
 SHARD = 512
-"""Rows of a shard: what is lost at most when encoding is stopped."""
+"""Rows per shard; an interrupted encoding loses at most this many rows per device."""
 
 Encode = Callable[[Tensor], Tensor]
-"""Pictures (B, 3, S, S) in [0, 1] on the device -> one row for each, (B, ...)."""
+"""Maps pictures (B, 3, S, S) in [0, 1] on the device to one row each, (B, ...)."""
 
 
-class Store:
-    """Tensors by key, in the safetensors files of one folder; their headers are the index."""
+class TensorCache:
+    """Tensors by key, in the safetensors files of one folder, indexed by the files' headers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -39,20 +39,20 @@ class Store:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the index anew. Raises ColorFluxError when a shard is damaged."""
+        """Index shards written by other processes. Raises ColorFluxError if one is damaged."""
         known = set(self.index.values())
         for shard in sorted(self.folder.glob("*.safetensors")):
             if shard not in known:
-                self.index |= dict.fromkeys(opened(shard).keys(), shard)
+                self.index |= dict.fromkeys(open_shard(shard).keys(), shard)
 
     def __contains__(self, key: str) -> bool:
         return key in self.index
 
     def __getitem__(self, key: str) -> Tensor:
-        return opened(self.index[key]).get_tensor(key)
+        return open_shard(self.index[key]).get_tensor(key)
 
     def add(self, rows: Mapping[str, Tensor]) -> None:
-        """Write one more shard. Raises ColorFluxError when the folder cannot be written."""
+        """Write a new shard. Raises ColorFluxError if the folder cannot be written."""
         shard = self.folder / f"{digest(*(key.encode() for key in rows))}.safetensors"
         fix = "make room or choose another --cache"
         with atomic_write(shard, fix=fix, make_folder=True) as unfinished:
@@ -60,43 +60,49 @@ class Store:
         self.index |= dict.fromkeys(rows, shard)
 
 
-@cache
-def opened(shard: Path) -> safe_open:
+@functools.cache
+def open_shard(shard: Path) -> safe_open:
+    """An open handle on a shard. Raises ColorFluxError if the shard is damaged."""
     try:
         return safe_open(shard, "pt")
     except (OSError, SafetensorError) as error:
-        raise ColorFluxError(f"{shard} is damaged ({error}): delete it, it is made anew") from error
+        raise ColorFluxError(
+            f"{shard} is damaged ({error}): delete it, and it will be encoded again"
+        ) from error
 
 
-def fill(
-    store: Store, pictures: Iterable[Picture], make_encode: Callable[[], Encode], workers: int
+def encode_missing(
+    cache: TensorCache, pictures: Iterable[Picture], make_encode: Callable[[], Encode], workers: int
 ) -> None:
-    """Encode the pictures that ``store`` lacks; the devices share the work.
+    """Encode the pictures missing from ``cache``, divided among the devices.
 
-    ``make_encode`` is called only if there is any, so that a full cache needs no encoder.
+    ``make_encode`` loads the encoder; it is called only if a picture is missing.
     """
     state = devices()
-    state.wait_for_everyone()  # All have the same index before anyone writes.
-    missing = [p for p in {p.key: p for p in pictures}.values() if p.key not in store]
+    state.wait_for_everyone()  # Every process must see the same index before one writes.
+    missing = [p for p in {p.key: p for p in pictures}.values() if p.key not in cache]
     if missing:
         share = missing[state.process_index :: state.num_processes]
-        encode_share(store, share, make_encode(), workers)
+        encode_pictures(cache, share, make_encode(), workers)
         state.wait_for_everyone()
-        store.refresh()
+        cache.refresh()
 
 
 @torch.no_grad()
-def encode_share(store: Store, pictures: list[Picture], encode: Encode, workers: int) -> None:
+def encode_pictures(
+    cache: TensorCache, pictures: list[Picture], encode: Encode, workers: int
+) -> None:
+    """Encode ``pictures`` on this device and add them to ``cache``, SHARD rows at a time."""
     state = devices()
     rows: dict[str, Tensor] = {}
-    what = f"encoding {store.folder.name.partition('-')[0]}"
-    with tqdm(total=len(pictures), desc=what, disable=not state.is_main_process) as progress:
+    label = f"encoding {cache.folder.name.partition('-')[0]}"
+    with tqdm(total=len(pictures), desc=label, disable=not state.is_main_process) as progress:
         for keys, batch in load(Pixels(pictures), workers, batch_size=ENCODE_BATCH):
             encoded = encode(unit_range(batch.to(state.device))).cpu()
             rows |= {key: row.clone() for key, row in zip(keys, encoded, strict=True)}
             progress.update(len(keys))
             if len(rows) >= SHARD:
-                store.add(rows)
+                cache.add(rows)
                 rows = {}
     if rows:
-        store.add(rows)
+        cache.add(rows)

@@ -1,4 +1,4 @@
-"""Saving a trained part in the format of stock diffusers or transformers."""
+"""Saves trained parts in the format of stock diffusers or transformers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .parallel import devices, gather_to_main
 
 
 def save_model(name: str, model: Any, folder: Path) -> None:
-    """Write a trained part as stock diffusers or transformers saves it, in one file.
+    """Write a trained part to ``folder/name``, in one file, as diffusers or transformers does.
 
-    All devices must call it; the main one writes.
+    All processes must call it; the main one writes.
     """
     weights = {name: gather_to_main(tensor) for name, tensor in model.state_dict().items()}
     if not devices().is_main_process:
         return
     with torch.device("meta"):
         if name in DIFFUSERS_MODELS:
-            # from_config would replace values it lists as defaults by the class's own defaults.
+            # from_config would reset the values listed here to the class's defaults.
             config = {k: v for k, v in model.config.items() if k != "_use_default_values"}
             copy = DIFFUSERS_MODELS[name].from_config(config)
         else:

@@ -1,4 +1,4 @@
-"""Transformer blocks: what is checkpointed, offloaded, packed, compiled and sharded."""
+"""Transformer blocks: the units of checkpointing, offloading, packing, compiling and sharding."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ BLOCK_CLASSES = (FluxTransformerBlock, FluxSingleTransformerBlock, SiglipEncoder
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks of FLUX.1, a ControlNet or SigLIP, in the order in which they run."""
+    """The transformer blocks of FLUX.1, a ControlNet or SigLIP, in execution order."""
     return [module for module in model.modules() if isinstance(module, BLOCK_CLASSES)]

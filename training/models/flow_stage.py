@@ -1,4 +1,4 @@
-"""The flow-matching step (Eq. 1 and 2), shared by all stages that train FLUX's velocity."""
+"""The flow-matching step (Eq. 1 and 2), shared by all stages with a flow-matching loss."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def flow_error(
     controlnet: FluxControlNetModel | None = None,
     gray_latents: Tensor | None = None,
 ) -> Tensor:
-    """||(eps - x_0) - v_theta(x_t, t)||^2 of each row (B,): Eq. 2 before its expectation.
+    """||(eps - x_0) - v_theta(x_t, t)||^2 of each row (B,): Eq. 2 before taking the expectation.
 
     Args:
         transformer: FLUX.
         x_0: Packed latents of the photos (B, L, 64).
         noise: eps (B, L, 64).
         t: Timesteps (B,) in [0, 1].
-        conditions: What both networks are given besides.
-        controlnet: The gray ControlNet, if it takes part.
-        gray_latents: Packed latents of the gray photos (B, L, 64), for the ControlNet.
+        conditions: Prompt, latent size and guidance, for the transformer and the ControlNet.
+        controlnet: The gray ControlNet; None to train without one.
+        gray_latents: Packed latents of the gray photos (B, L, 64), the ControlNet's input.
     """
     path = sample_path(x_0, noise, t)
     residuals = None
@@ -46,7 +46,14 @@ def flow_error(
 def with_noise(
     batch: Batch, photo: str, generators: list[torch.Generator], config: PartsConfig
 ) -> Batch:
-    """The batch with noise eps and timesteps t (Eq. 1) for the column ``photo``."""
+    """Add noise eps (B, L, 64) and timesteps t (B,) for x_0 in the column ``photo`` (Eq. 1).
+
+    Args:
+        batch: Columns (B, ...).
+        photo: Name of the column of x_0.
+        generators: One per row; both are drawn from it.
+        config: Gives the density of the timesteps.
+    """
     rows = batch[photo]
     noise = torch.stack([torch.randn(rows.shape[1:], generator=g) for g in generators])
     t = torch.cat([sample_timesteps(1, g, config.timestep_density) for g in generators])
@@ -54,10 +61,10 @@ def with_noise(
 
 
 class FlowStage:
-    """What the stages have in common: a photo's column that gets noise, and the conditions."""
+    """Base class of the stages that train with flow matching: noise, conditions, planning."""
 
     photo = "latents"
-    """The column of x_0."""
+    """Name of the batch column of x_0."""
 
     @property
     def columns(self) -> Columns:
@@ -70,12 +77,12 @@ class FlowStage:
         return with_noise(batch, self.photo, generators, self.config)
 
     def conditions(self, c_v: Tensor) -> Conditions:
-        """The visual prompt (B, T, D) after its text tokens, canvas and guidance."""
+        """Conditions for the visual prompt ``c_v`` (B, T, D), preceded by zero text tokens."""
         prompt = after_text_tokens(c_v, self.config.text_tokens)
         return Conditions(prompt, self.config.latent_size, self.config.guidance)
 
     def blank(self, rows: int) -> Batch:
-        """A prepared batch of zeros, for ``--plan``."""
+        """A prepared batch of zeros in the shapes of a real one, for ``--plan``."""
         height, width = self.config.latent_size
         length = height * width // 4
         batch = {name: torch.zeros(rows, length, 64) for name in (*self.columns.latents, "noise")}
@@ -86,7 +93,7 @@ class FlowStage:
         return batch | {"t": torch.zeros(rows)}
 
     def _token_shape(self) -> tuple[int, ...]:
-        """(T, D) of the vision tower, from its config alone."""
+        """(T, D) of the vision tower's output, from its config alone."""
         tower = Parts(self.config, weights=False).load("image_encoder")
         side = tower.config.image_size
         pixels = torch.empty(1, 3, side, side, device="meta", dtype=tower.dtype)

@@ -1,8 +1,8 @@
-"""How a trainer fits large models into memory; each function is one of its flags.
+"""Memory savings, one function per flag.
 
-Frozen weights are stored in few bits (`store_frozen`) or in CPU memory (`offload_blocks`),
-activations are recomputed for the gradient (`checkpoint_blocks`), and AdamW keeps its moments in 8
-bits (`make_optimizer`). Gradients still pass through frozen layers to whatever is trained.
+Frozen weights are stored in a smaller format (`store_frozen`) or in CPU memory (`offload_blocks`),
+activations are recomputed in the backward pass (`checkpoint_blocks`), and AdamW keeps its moments
+in 8 bits (`make_optimizer`). Gradients still flow through frozen layers to the trained weights.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ PACKED: dict[str, type[PackedLinear]] = {"fp8": Float8Linear, "nf4": NF4Linear}
 
 
 def store_frozen(model: nn.Module, storage: WeightStorage, device: torch.device | str) -> nn.Module:
-    """Freeze ``model`` and move it to ``device``, its weights stored as ``storage``; returns it.
+    """Freeze ``model``, convert its weights to ``storage``, move it to ``device`` and return it.
 
-    fp8 and nf4 apply to the linear layers of the `blocks`, including the norms' modulations; the
-    rest is bfloat16. Products are computed in the input's dtype, or autocast's. Layers move to
-    ``device`` one at a time, so that it never holds more than the result.
+    fp8 and nf4 apply to the linear layers of the `blocks`, including the norms' modulations; other
+    weights become bfloat16. Matrix products are computed in the input's dtype, or autocast's.
+    Layers are packed and moved one at a time, so that the device never holds more than the result.
 
-    Copy a ControlNet from the transformer before this, and add a LoRA after it.
+    Copy a ControlNet from the transformer before calling this, and add a LoRA afterwards.
 
-    Raises ColorFluxError when nf4 is asked for without bitsandbytes.
+    Raises ColorFluxError if ``storage`` is nf4 and bitsandbytes is not installed.
     """
     cast = {"float32": model.float, "float16": model.half}.get(storage, model.bfloat16)
     cast().requires_grad_(False)
@@ -54,25 +54,26 @@ def store_frozen(model: nn.Module, storage: WeightStorage, device: torch.device 
 
 
 def checkpoint_blocks(model: ModelMixin | PreTrainedModel) -> None:
-    """Gradient checkpointing: keep each block's input only, and run the block again backward.
+    """Gradient checkpointing: save only each block's input and recompute the block in backward.
 
-    Non-reentrant, so that a LoRA gets its gradient in a block whose inputs need none.
+    Non-reentrant, so that a LoRA gets gradients even in a block whose inputs require none.
     """
-    # No dropout, so no random state to preserve.
-    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-    if isinstance(model, PreTrainedModel):  # Its own switch does nothing in eval mode.
+    # The models have no dropout, so there is no random state to preserve.
+    recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    if isinstance(model, PreTrainedModel):  # transformers' own switch has no effect in eval mode.
         for block in blocks(model):
-            block.forward = partial(again, block.forward)
+            block.forward = partial(recompute, block.forward)
     else:
-        model.enable_gradient_checkpointing(again)
+        model.enable_gradient_checkpointing(recompute)
 
 
 def offload_blocks(model: ModelMixin | PreTrainedModel, device: torch.device | str) -> None:
-    """Keep frozen weights in CPU memory; each block's are copied to ``device`` when it runs.
+    """Keep the blocks' frozen weights in CPU memory and copy them to ``device`` block by block.
 
-    Turns on gradient checkpointing, without which every copy would be kept for the gradient. The
-    blocks keep empty tensors on ``device`` in place of their weights, so that `.to`, peft and DDP
-    see one device; their state dict is empty too. Add a LoRA before; trained weights stay put.
+    Enables gradient checkpointing; otherwise autograd would keep every copy. On ``device`` the
+    frozen weights are replaced by empty tensors, so that `.to`, peft and DDP see a single device;
+    the state dict therefore contains empty tensors too. Trained weights stay on ``device``: add a
+    LoRA before calling this.
     """
     BlockOffloader(blocks(model), torch.device(device))
     checkpoint_blocks(model)
@@ -80,7 +81,7 @@ def offload_blocks(model: ModelMixin | PreTrainedModel, device: torch.device | s
 
 
 def compile_blocks(model: nn.Module, **options: Any) -> None:
-    """torch.compile the blocks; those of one class share their code. ``options`` are its own."""
+    """torch.compile each block; blocks of one class share the code. ``options`` go to compile."""
     for block in blocks(model):
         block.compile(**options)
 
@@ -91,21 +92,21 @@ def make_optimizer(
     learning_rate: float,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """AdamW, with both moments in float32 or (bitsandbytes) in 8 bits.
+    """AdamW with its two moments in float32, or in 8 bits (bitsandbytes).
 
-    Raises ColorFluxError when adamw8bit is asked for without bitsandbytes.
+    Raises ColorFluxError if ``name`` is adamw8bit and bitsandbytes is not installed.
     """
     options: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
     if name == "adamw8bit":
         return optional("bitsandbytes", "--optimizer adamw8bit").optim.AdamW8bit(
             parameters, **options
         )
-    # Fused, it needs no room for a second copy of the weights.
+    # The fused kernel allocates no temporary copy of the weights.
     return torch.optim.AdamW(parameters, **options, fused=torch.cuda.is_available() or None)
 
 
 def optional(package: str, flag: str) -> ModuleType:
-    """An optional package; raises ColorFluxError, which says how to install it, without it."""
+    """Import an optional package. Raises ColorFluxError with the pip command if it is missing."""
     try:
         return import_module(package)
     except ImportError as error:

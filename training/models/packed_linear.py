@@ -1,4 +1,4 @@
-"""Frozen linear layers in 8 or 4 bits, through which gradients pass to what is trained."""
+"""Frozen linear layers stored in 8 or 4 bits; gradients flow through them to trained weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 
 class PackedLinear(nn.Linear):
-    """y = x W^T + b with a frozen W, which is unpacked anew for every product.
+    """y = x W^T + b with a frozen W that is unpacked for each product.
 
-    ``weight`` is a row of bytes, which `.to`, DDP and peft carry along without looking into them,
-    and which no `load_state_dict` takes for the weights that they stand for.
+    ``weight`` is a flat uint8 tensor: `.to`, DDP and peft leave it unchanged, and
+    `load_state_dict` cannot mistake it for W.
     """
 
     def __init__(self, linear: nn.Linear, device: torch.device | str) -> None:
@@ -25,25 +25,25 @@ class PackedLinear(nn.Linear):
         self.bias = linear.bias
 
     def pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Bytes and float32 scales of W (out, in)."""
+        """Pack W (out, in) into a flat uint8 tensor and float32 scales."""
         raise NotImplementedError
 
     def unpack(self, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-        """W (out, in) of what `pack` gave."""
+        """W (out, in) in ``dtype``, from the result of `pack`."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        kind = x.device.type
-        if torch.is_autocast_enabled(kind):
-            x = x.to(torch.get_autocast_dtype(kind))
+        device_type = x.device.type
+        if torch.is_autocast_enabled(device_type):
+            x = x.to(torch.get_autocast_dtype(device_type))
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return _Product.apply(x, self.unpack, self.weight, self.scale, bias)
+        return _PackedMatmul.apply(x, self.unpack, self.weight, self.scale, bias)
 
 
 class Float8Linear(PackedLinear):
-    """float8_e4m3fn: W to 3 bits behind its leading one, each row scaled by a power of two.
+    """float8_e4m3fn (3 mantissa bits), each row scaled by a power of two.
 
-    Without the scale, weights below 2^-6 would lose bits.
+    Without the scale, weights below 2^-6 would be subnormal and lose precision.
     """
 
     def pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,10 +56,10 @@ class Float8Linear(PackedLinear):
 
 
 class NF4Linear(PackedLinear):
-    """bitsandbytes' NF4 (QLoRA, arXiv 2305.14314): 64 weights share a scale, 4.5 bits each.
+    """bitsandbytes' NF4 (QLoRA, arXiv 2305.14314): 4.5 bits per weight, a scale per 64 weights.
 
-    Not its own Linear4bit, which gives no gradients on a CPU after a pass without them, and whose
-    saved weights gradient checkpointing does not see.
+    bitsandbytes' own Linear4bit is not used: on a CPU it gives no gradients once it has run without
+    gradients, and gradient checkpointing does not see the weights that it saves for backward.
     """
 
     def pack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,12 +68,12 @@ class NF4Linear(PackedLinear):
 
     def unpack(self, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         shape = (self.out_features, self.in_features)
-        scale = scale.float()  # FSDP's mixed precision may have halved it.
+        scale = scale.float()  # FSDP's mixed precision may have cast it to 16 bits.
         return torch.ops.bitsandbytes.dequantize_4bit(weight, scale, 64, "nf4", shape, dtype)
 
 
-class _Product(torch.autograd.Function):
-    """x W^T + b; what it saves for x's gradient g W is the packed W."""
+class _PackedMatmul(torch.autograd.Function):
+    """x W^T + b, which saves the packed W for the gradient of x, g W."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""One model on one device or on many: DDP through accelerate, or FSDP2."""
+"""One model on one or several devices: DDP through accelerate, or FSDP2."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .blocks import BLOCK_CLASSES
 
 
 def devices() -> PartialState:
-    """The devices that train: the available accelerators, or processes on the CPU."""
+    """The training processes and this one's device: an accelerator if available, else the CPU."""
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=on_cpu)
 
 
 class LossModule(nn.Module):
-    """A stage's loss as a forward pass, which DDP and FSDP need to hook into."""
+    """A stage's loss as a module's forward pass, as DDP and FSDP require."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class LossModule(nn.Module):
 
 
 def parallel(stage: Stage, accelerator: Accelerator, shard: bool) -> nn.Module:
-    """The stage's loss on all devices; sharding changes ``stage.trainable`` in place."""
+    """Wrap the stage's loss in DDP, or in FSDP2 if ``shard``; FSDP2 shards in place."""
     module = LossModule(stage)
     if shard and accelerator.num_processes > 1:
         for part in reversed([*module.modules()]):
@@ -52,23 +52,23 @@ def parallel(stage: Stage, accelerator: Accelerator, shard: bool) -> nn.Module:
 
 
 def is_unit(module: nn.Module) -> bool:
-    """Whether FSDP gathers the module's weights together: a model, or a transformer block."""
+    """Whether FSDP gathers the module's weights as one unit: a model or a transformer block."""
     return isinstance(module, (ModelMixin, PreTrainedModel, *BLOCK_CLASSES))
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor, gathered if it is sharded. All devices must call it."""
+    """The tensor, gathered if it is sharded. All processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather_to_main(tensor: Tensor) -> Any:
-    """The full tensor on the CPU of the main process; None on the others."""
+    """The full tensor on the CPU in the main process, None in the others."""
     complete = full_tensor(tensor)
     return complete.detach().cpu() if devices().is_main_process else None
 
 
 def shard_like(full: Tensor, like: Tensor) -> Tensor:
-    """``full`` on the device of ``like``, sharded as ``like`` is."""
+    """``full`` on the device of ``like``, and sharded like it."""
     full = full.to(like.device)
     if isinstance(like, DTensor):
         return distribute_tensor(full, like.device_mesh, like.placements)

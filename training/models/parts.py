@@ -1,4 +1,4 @@
-"""The models a stage starts from: where they come from, and how they are kept in memory."""
+"""The models that a stage starts from: loading, freezing and memory format."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class PartsConfig(LoopConfig):
 class Parts:
     """The models of the base, each loaded on request.
 
-    Without ``weights``, models have only their shapes, on the meta device: enough for a plan.
+    With ``weights=False``, models are created on the meta device, with shapes only, for a plan.
     """
 
     def __init__(self, config: PartsConfig, weights: bool = True) -> None:
@@ -100,9 +100,9 @@ class Parts:
         self.device = devices().device if weights else torch.device("meta")
 
     def load(self, name: str, path: Path | None = None, dtype: torch.dtype | None = None) -> Any:
-        """A model on the CPU, by default in the dtype that ``--frozen`` implies.
+        """Load a model on the CPU, by default in the dtype for ``--frozen``.
 
-        Raises ColorFluxError, which names the flag, when it is missing or cannot be used.
+        Raises ColorFluxError, which names the flag, if it is missing or cannot be used.
         """
         flag, own = source(self.config, name)
         try:
@@ -111,23 +111,24 @@ class Parts:
             raise ColorFluxError(error if path else f"--{flag} {own}: {error}") from error
 
     def frozen(self, name: str) -> Any:
+        """Load a model, frozen, on its device."""
         return self.freeze(self.load(name))
 
     def freeze(self, model: nn.Module) -> Any:
-        """The model on its device, frozen."""
+        """Freeze the model and move it to its device."""
         return self.to_device(self.store(model))
 
     def store(self, model: nn.Module) -> Any:
-        """The model frozen, with its weights in the format of ``--frozen``."""
+        """Freeze the model and convert its weights to the format of ``--frozen``."""
         storage, device = self.config.frozen, self.device
         if not isinstance(model, FLUX_MODELS):
             storage = "bfloat16" if storage in PACKED else storage
-        elif self.config.offload and storage not in PACKED:  # Packing is work for the device.
+        elif self.config.offload and storage not in PACKED:  # Packing runs on the device.
             device = torch.device("cpu")
         return store_frozen(model, storage, device)
 
     def to_device(self, model: nn.Module) -> Any:
-        """The model on its device, with checkpointing, compiling and offloading as configured."""
+        """Move the model to its device, with checkpointing, compilation and offloading as set."""
         if self.config.gradient_checkpointing and blocks(model):
             checkpoint_blocks(model)
         if self.config.compile_blocks:
@@ -137,16 +138,17 @@ class Parts:
         return model.to(self.device)
 
     def trained(self, model: nn.Module) -> Any:
-        """The model on its device, all of it trainable, in float32."""
+        """Make the whole model trainable in float32 and move it to its device."""
         return self.to_device(model.float().requires_grad_(True))
 
 
 def storage_dtype(config: PartsConfig) -> torch.dtype:
+    """The dtype in which parts are loaded; fp8 and nf4 are packed from bfloat16."""
     return torch.bfloat16 if config.frozen in PACKED else getattr(torch, config.frozen)
 
 
 def source(config: PartsConfig, name: str) -> tuple[str, Path]:
-    """The flag that names a part's file, and its value."""
+    """The flag that gives a part's location, and its value."""
     if name == "controlnet" and config.controlnet is not None:
         return "controlnet", config.controlnet
     if name == "image_embedder" and config.redux is not None:
@@ -163,7 +165,7 @@ def pipeline(
     scheduler: FlowMatchEulerDiscreteScheduler | None = None,
     **trained: nn.Module,
 ) -> ColorFluxPipeline:
-    """The pipeline of the parts, with ``trained`` models in place of the base's."""
+    """The colorization pipeline for samples, with ``trained`` models in place of the base's."""
     names = ("transformer", "vae", "controlnet", "image_encoder", "image_embedder")
     complete = ColorFluxPipeline(
         **{name: trained.get(name) or parts.frozen(name) for name in names},

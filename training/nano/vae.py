@@ -22,7 +22,7 @@ from ..config import DATA, LOSS, LoopConfig
 from ..data.order import SampleIndex
 from ..data.pictures import Picture, pixels, sample_pictures, training_pictures
 from ..data.rows import Batch, Rows
-from ..encode.encoding import stored_pixels
+from ..encode.encoding import cached_pixels
 from ..models.artifact import save_model
 from ..models.parallel import devices
 from ..stage import Loss, Sheet, Training
@@ -91,7 +91,7 @@ class VaeStage:
 
 def vae_training(config: VaeConfig) -> Training:
     chosen = training_pictures(config, "vae")
-    images = stored_pixels(config, chosen)
+    images = cached_pixels(config, chosen)
     whole = [images(SampleIndex(row, 0)) for row in range(0, len(chosen), config.views)]
     torch.manual_seed(config.seed)
     stage = VaeStage(config, build_vae(unit_range(torch.stack(whole))))

@@ -25,7 +25,7 @@ from training.data.order import SampleIndex
 from training.data.pictures import Picture, views
 from training.data.rows import Pixels
 from training.encode import cache
-from training.encode.cache import Encode, Store, fill
+from training.encode.cache import Encode, TensorCache, encode_missing
 from training.encode.encoding import latents, tokens
 from training.models.parts import Parts
 
@@ -67,8 +67,8 @@ def pictures(tmp_path: Path) -> list[Picture]:
 
 
 def test_every_picture_has_its_own_row(tmp_path: Path, pictures: list[Picture]) -> None:
-    fill(Store(tmp_path / "colors"), pictures, lambda: mean_color, workers=0)
-    again = Store(tmp_path / "colors")
+    encode_missing(TensorCache(tmp_path / "colors"), pictures, lambda: mean_color, workers=0)
+    again = TensorCache(tmp_path / "colors")
     for picture in pictures:
         mean = picture.pixels().float().mean((1, 2)) / 255
         torch.testing.assert_close(again[picture.key], mean)
@@ -77,27 +77,27 @@ def test_every_picture_has_its_own_row(tmp_path: Path, pictures: list[Picture]) 
 def test_what_is_there_is_not_encoded_again(tmp_path: Path, pictures: list[Picture]) -> None:
     """A full store asks for no encoder at all; one that lacks some pictures, for those."""
     folder = tmp_path / "colors"
-    fill(Store(folder), pictures[:5] * 2, lambda: mean_color, workers=0)
-    fill(Store(folder), pictures[:5], no_encoder, workers=0)
+    encode_missing(TensorCache(folder), pictures[:5] * 2, lambda: mean_color, workers=0)
+    encode_missing(TensorCache(folder), pictures[:5], no_encoder, workers=0)
     encoder = Counted()
-    fill(Store(folder), pictures, lambda: encoder, workers=0)
+    encode_missing(TensorCache(folder), pictures, lambda: encoder, workers=0)
     assert encoder.count == 2
 
 
 def test_a_renamed_photo_is_found_again_and_an_edited_one_is_not(
     tmp_path: Path, pictures: list[Picture]
 ) -> None:
-    store = Store(tmp_path / "colors")
-    fill(store, pictures, lambda: mean_color, workers=0)
+    store = TensorCache(tmp_path / "colors")
+    encode_missing(store, pictures, lambda: mean_color, workers=0)
     renamed = pictures[0].photo.file.rename(tmp_path / "another name.png")
     photo = ManifestPhoto(renamed, digest(renamed.read_bytes()))
-    fill(store, [replace(pictures[0], photo=photo)], no_encoder, workers=0)
+    encode_missing(store, [replace(pictures[0], photo=photo)], no_encoder, workers=0)
 
     edited = pictures[1].photo.file
     synthetic_photo(99).save(edited)
     encoder = Counted()
     photo = ManifestPhoto(edited, digest(edited.read_bytes()))
-    fill(store, [replace(pictures[1], photo=photo)], lambda: encoder, workers=0)
+    encode_missing(store, [replace(pictures[1], photo=photo)], lambda: encoder, workers=0)
     assert encoder.count == 1
 
 
@@ -109,11 +109,11 @@ def test_killed_it_loses_one_shard_at_most(
     monkeypatch.setattr(cache, "SHARD", 2)
     folder = tmp_path / "colors"
     with pytest.raises(Killed):
-        fill(Store(folder), pictures, lambda: Counted(end=5), workers=0)
-    kept = Store(folder)
+        encode_missing(TensorCache(folder), pictures, lambda: Counted(end=5), workers=0)
+    kept = TensorCache(folder)
     assert [picture.key in kept for picture in pictures] == [True] * 4 + [False] * 3
     encoder = Counted()
-    fill(kept, pictures, lambda: encoder, workers=0)
+    encode_missing(kept, pictures, lambda: encoder, workers=0)
     assert encoder.count == 3
     assert all(picture.key in kept for picture in pictures)
 
@@ -123,44 +123,49 @@ def test_half_a_shard_is_refused_by_name_and_made_anew(
     tmp_path: Path, pictures: list[Picture], share: float
 ) -> None:
     folder = tmp_path / "colors"
-    fill(Store(folder), pictures, lambda: mean_color, workers=0)
+    encode_missing(TensorCache(folder), pictures, lambda: mean_color, workers=0)
     (shard,) = folder.iterdir()
     os.truncate(shard, int(shard.stat().st_size * share))
     with pytest.raises(ColorFluxError, match=f"{shard} is damaged .*: delete it"):
-        Store(folder)
+        TensorCache(folder)
     shard.unlink()
-    store = Store(folder)
-    fill(store, pictures, lambda: mean_color, workers=0)
+    store = TensorCache(folder)
+    encode_missing(store, pictures, lambda: mean_color, workers=0)
     assert all(picture.key in store for picture in pictures)
 
 
 def test_what_is_half_written_is_not_read(tmp_path: Path, pictures: list[Picture]) -> None:
     folder = tmp_path / "colors"
-    fill(Store(folder), pictures, lambda: mean_color, workers=0)
+    encode_missing(TensorCache(folder), pictures, lambda: mean_color, workers=0)
     (shard,) = folder.iterdir()
     shard.with_suffix(".123").write_bytes(shard.read_bytes()[:100])
-    fill(Store(folder), pictures, no_encoder, workers=0)
+    encode_missing(TensorCache(folder), pictures, no_encoder, workers=0)
 
 
 def test_a_full_disk_leaves_no_half_shard(tmp_path: Path, pictures: list[Picture]) -> None:
     folder = tmp_path / "pixels"
-    with files_up_to(10_000), pytest.raises(ColorFluxError, match=f"{folder}.* cannot be .*--cache"):
-        fill(Store(folder), pictures, lambda: lambda rgb: rgb, workers=0)
+    with (
+        files_up_to(10_000),
+        pytest.raises(ColorFluxError, match=f"{folder}.* cannot be .*--cache"),
+    ):
+        encode_missing(TensorCache(folder), pictures, lambda: lambda rgb: rgb, workers=0)
     assert not list(folder.iterdir())
-    fill(Store(folder), pictures, lambda: lambda rgb: rgb, workers=0)
+    encode_missing(TensorCache(folder), pictures, lambda: lambda rgb: rgb, workers=0)
     assert (next(folder.iterdir())).stat().st_size > 10_000
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, pictures: list[Picture]) -> None:
     (tmp_path / "cache").write_text("a file", encoding="utf-8")
     with pytest.raises(ColorFluxError, match=f"{tmp_path / 'cache'}.* cannot be written .*--cache"):
-        fill(Store(tmp_path / "cache" / "colors"), pictures, lambda: mean_color, workers=0)
+        encode_missing(
+            TensorCache(tmp_path / "cache" / "colors"), pictures, lambda: mean_color, workers=0
+        )
 
 
 def test_workers_fill_it_alike(tmp_path: Path, pictures: list[Picture]) -> None:
-    alone, shared = Store(tmp_path / "alone"), Store(tmp_path / "shared")
-    fill(alone, pictures, lambda: mean_color, workers=0)
-    fill(shared, pictures, lambda: mean_color, workers=2)
+    alone, shared = TensorCache(tmp_path / "alone"), TensorCache(tmp_path / "shared")
+    encode_missing(alone, pictures, lambda: mean_color, workers=0)
+    encode_missing(shared, pictures, lambda: mean_color, workers=2)
     assert alone.index.keys() == shared.index.keys()
     assert all(torch.equal(alone[key], shared[key]) for key in alone.index)
 
@@ -172,7 +177,7 @@ def test_a_photo_that_cannot_be_read_is_named(
     broken = pictures[4].photo.file
     broken.write_bytes(b"not a photo")
     with pytest.raises(ColorFluxError) as refusal:
-        fill(Store(tmp_path / "colors"), pictures, lambda: mean_color, workers)
+        encode_missing(TensorCache(tmp_path / "colors"), pictures, lambda: mean_color, workers)
     assert str(refusal.value).startswith(f"{broken} is ")
     assert "\n" not in str(refusal.value)
 
@@ -254,7 +259,7 @@ def test_rows_are_kept_in_as_many_bits_as_are_trained_in(
     config = setup.config("structure", tmp_path, cache=tmp_path / "cache", precision=precision)
     kept = latents(Parts(config), pictures), tokens(Parts(config), pictures)
     assert [cached(SampleIndex(0, 0)).dtype for cached in kept] == [torch.float32, of_tokens]
-    stored = [cached.store[pictures[0].key] for cached in kept]
+    stored = [cached.cache[pictures[0].key] for cached in kept]
     assert [row.dtype for row in stored] == [of_latents, of_tokens]
     assert [row.shape for row in stored] == [((CANVAS // 16) ** 2, 64), (16, 24)]
 
@@ -306,5 +311,5 @@ def test_a_picture_is_encoded_once_for_all_of_its_rows(
 ) -> None:
     """A winner has a row for each of its losers."""
     encoder = Counted()
-    fill(Store(tmp_path / "colors"), pictures * 3, lambda: encoder, workers=0)
+    encode_missing(TensorCache(tmp_path / "colors"), pictures * 3, lambda: encoder, workers=0)
     assert encoder.count == len(Pixels(pictures))
