@@ -137,7 +137,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=whole_number(0),
         default=os.cpu_count() or 1,
         metavar="N",
-        help="worker processes for measuring; 0 measures in the main process (default: %(default)s)",
+        help="processes that measure; 0 measures in the main process (default: %(default)s)",
     )
     add_judges(p)
     args = p.parse_args(argv)

@@ -81,7 +81,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=whole_number(0),
         default=Recipe.max_side,
         metavar="N",
-        help="shrink photos whose long side has more pixels; 0 keeps their size (default: %(default)s)",
+        help="shrink photos with a longer long side, in pixels; 0 does not (default: %(default)s)",
     )
     p.add_argument(
         "--square",

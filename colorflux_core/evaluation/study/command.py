@@ -13,8 +13,8 @@ from ...cli.flags import Parser, name_and_place, whole_number
 PROG = "evaluation study"
 
 DESCRIPTION = """\
-A blind user study: people choose between two methods' results for the same photo, pair by pair, on a
-page that this machine serves. No account is needed, and nothing leaves the machine.
+A blind user study: people choose between two methods' results for the same photo, pair by pair, on
+a page that this machine serves. No account is needed, and nothing leaves the machine.
 
   new      create a study from a benchmark and folders of results
   serve    serve its page to any number of participants; stop with Ctrl+C, restart at any time
@@ -25,8 +25,8 @@ Each has its own --help.
 
 NEW = """\
 Create a study. Each participant sees every pair of results once; one of the two is always the
-reference method's (paper, section 9). Sides and order are random and balanced, and are determined by
-the seed and the participant's name.
+reference method's (paper, section 9). Sides and order are random, balanced, and determined by the
+seed and the participant's name.
 """
 
 NEW_EXAMPLES = """\
@@ -118,7 +118,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="0.0.0.0 opens the page to the local network (default: %(default)s, this machine only)",
+        help="0.0.0.0 opens the page to the local network (default: %(default)s)",
     )
 
     results = commands.add_parser(
