@@ -41,7 +41,7 @@ exit status:
 DEFAULTS = "defaults"
 """The table of a recipe that every command reads before its own."""
 
-MISSPELLED = 0.85
+MISSPELLED = 0.8
 """How similar, from 0 to 1, a recipe's default must be to a setting to count as misspelled."""
 
 AnyConfig = TypeVar("AnyConfig", bound="Config")
@@ -289,7 +289,7 @@ def read_recipe(place: str, command: str) -> Recipe:
     tables = {name: value for name, value in content.items() if isinstance(value, dict)}
     if not tables and not table:
         return Recipe({}, content)
-    for name in content.keys() - tables.keys():
+    for name in content.keys() - tables.keys() if tables else ():
         raise ColorFluxError(f"--recipe {file}: {name} is in no table: move it to [{DEFAULTS}]")
     defaults = tables.pop(DEFAULTS, {})
     wanted = table or command

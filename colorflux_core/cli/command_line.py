@@ -129,7 +129,7 @@ def exit_status(prog: str, command: Callable[[], int], extra: str = "headless") 
         tell_error(prog, f"{error.name} is not installed: pip install --editable '.[{extra}]'")
         return REFUSED
     except KeyboardInterrupt as stop:
-        tell(f"{prog}: {stop or 'interrupted; the same command continues from here'}")
+        tell(f"{prog}: {str(stop) or 'interrupted; the same command continues from here'}")
         return INTERRUPTED
 
 

@@ -68,7 +68,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     new.add_argument(
         "-o", "--output", required=True, type=Path, metavar="STUDY", help="folder for the study"
     )
-    new.add_argument(
+    comparison = new.add_argument_group("comparison")
+    comparison.add_argument(
         "--method",
         action="append",
         required=True,
@@ -76,7 +77,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="NAME=FOLDER",
         help="a method's results, named like the benchmark's images; give at least two",
     )
-    against = new.add_mutually_exclusive_group()
+    against = comparison.add_mutually_exclusive_group()
     against.add_argument(
         "--reference",
         metavar="NAME",
@@ -85,23 +86,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     against.add_argument(
         "--round-robin", action="store_true", help="compare all methods with each other"
     )
-    new.add_argument(
+    comparison.add_argument(
         "--set",
         action="append",
         metavar="NAME",
         help="use only this benchmark set; repeatable (default: all)",
     )
-    new.add_argument(
+    session = new.add_argument_group("sessions")
+    session.add_argument(
         "--pairs",
         type=whole_number(1),
         metavar="N",
         help="pairs per participant (default: every pair once)",
     )
-    new.add_argument("--ties", action="store_true", help='allow "equal" as an answer')
-    new.add_argument(
+    session.add_argument("--ties", action="store_true", help='allow "equal" as an answer')
+    session.add_argument(
         "--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)"
     )
-    new.add_argument(
+    session.add_argument(
         "--max-side",
         type=whole_number(0),
         default=1600,
