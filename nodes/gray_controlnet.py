@@ -13,7 +13,7 @@ from ..colorflux_core.errors import ColorFluxError
 from ..colorflux_core.model.settings import UNION_GRAY_MODE, UNION_MODES, Settings
 from ..colorflux_core.photos.color import grayscale
 from .layout import from_image, in_range, to_image
-from .schema import schema
+from .schema import from_setting, schema
 
 if TYPE_CHECKING:
     from comfy.controlnet import ControlBase
@@ -29,7 +29,7 @@ class ApplyGrayControlNet(io.ComfyNode):
         return schema(
             node_id="ColorFlux_ApplyGrayControlNet",
             display_name="Apply Grayscale ControlNet",
-            description="Lets the gray photo hold the structure of the picture.",
+            description="Keeps the structure of the gray photo while FLUX adds color.",
             search_aliases=["controlnet", "gray", "structure"],
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="From Redux Visual Prompt."),
@@ -40,33 +40,21 @@ class ApplyGrayControlNet(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="FLUX.1's, or the bundle's."),
                 io.Float.Input(
                     "strength",
-                    default=Settings.control_scale,
-                    min=0.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="How strictly the photo's structure is kept; 0 leaves it out.",
+                    **from_setting(Settings, "control_scale", max=10.0, step=0.05),
                 ),
                 io.Float.Input(
                     "start_percent",
-                    default=Settings.control_start,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Share of the sampling after which the ControlNet sets in.",
+                    **from_setting(Settings, "control_start", step=0.01),
                 ),
                 io.Float.Input(
                     "end_percent",
-                    default=Settings.control_end,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Share of the sampling after which it stops.",
+                    **from_setting(Settings, "control_end", step=0.01),
                 ),
                 io.Combo.Input(
                     "union_mode",
                     options=[AUTO, *UNION_MODES],
                     default=AUTO,
-                    tooltip="For union ControlNets with modes only. auto: their gray mode.",
+                    tooltip="Only for union ControlNets with modes. auto: their gray mode.",
                 ),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="For KSampler.")],

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..colorflux_core.bundles.bundle_config import CONFIG, open_bundle
 from ..colorflux_core.model.settings import Settings
 from .bundles import EMBEDDED, bundle_folder, bundle_folders
-from .schema import schema
+from .schema import from_setting, schema
 
 WEIGHT_DTYPES = {
     "default": None,
@@ -36,18 +36,13 @@ class LoadBundle(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "lora_strength",
-                    default=Settings.lora_scale,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="Strength of the bundle's Pro-DPO LoRA, which brings back what has "
-                    "faded; 0 leaves it out.",
+                    **from_setting(Settings, "lora_scale", min=-10.0, max=10.0, step=0.05),
                 ),
                 io.Combo.Input(
                     "weight_dtype",
                     options=list(WEIGHT_DTYPES),
                     default="default",
-                    tooltip="How the diffusion model's weights are kept: fp8 takes half the "
+                    tooltip="Storage format of the diffusion model's weights: fp8 takes half the "
                     "memory and loses a little quality.",
                 ),
             ],

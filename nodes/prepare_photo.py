@@ -6,10 +6,10 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..colorflux_core.photos.canvas import MULTIPLE, Canvas
+from ..colorflux_core.photos.canvas import Canvas
 from ..colorflux_core.photos.color import grayscale
 from .layout import each_frame, from_image, to_image
-from .schema import schema
+from .schema import from_setting, schema, tooltip
 
 
 class PreparePhoto(io.ComfyNode):
@@ -18,7 +18,7 @@ class PreparePhoto(io.ComfyNode):
         return schema(
             node_id="ColorFlux_PreparePhoto",
             display_name="Prepare Photo",
-            description="Brings a photo to the size at which the model works, in gray.",
+            description="Resizes a photo to the model's canvas and converts it to gray.",
             search_aliases=["grayscale", "black and white", "resize photo"],
             inputs=[
                 io.Image.Input("image", tooltip="The photo, or a batch of frames. Any size."),
@@ -26,17 +26,17 @@ class PreparePhoto(io.ComfyNode):
                     "canvas",
                     options=["square", "aspect"],
                     default=Canvas.mode,
-                    tooltip="square, as in the paper: the photo is squashed and later stretched "
-                    "back. aspect: the photo's own proportions at as many pixels.",
+                    tooltip=tooltip(Canvas, "mode"),
                 ),
                 io.Int.Input(
                     "pixels",
-                    default=Canvas.pixels,
-                    min=MULTIPLE,
-                    max=16384,
-                    step=MULTIPLE,
-                    tooltip="Side of the square. FLUX.1 works at 1024; a bundle says its own "
-                    "size at its output canvas_pixels.",
+                    **from_setting(
+                        Canvas,
+                        "pixels",
+                        max=16384,
+                        tooltip=f"{tooltip(Canvas, 'pixels')} FLUX.1 works at 1024; for a bundle, "
+                        "connect its canvas_pixels.",
+                    ),
                 ),
             ],
             outputs=[

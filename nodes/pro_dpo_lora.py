@@ -9,7 +9,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..colorflux_core.model.settings import Settings
-from .schema import schema
+from .schema import from_setting, schema
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -21,8 +21,8 @@ class LoadProDPOLoRA(io.ComfyNode):
         return schema(
             node_id="ColorFlux_LoadProDPOLoRA",
             display_name="Load Pro-DPO LoRA",
-            description="The LoRA that brings back brightness, contrast and saturation. "
-            "A file that would load only in part is refused.",
+            description="Loads the LoRA that restores brightness, contrast and saturation. "
+            "Rejects files that would load only partially.",
             search_aliases=["lora", "dpo", "faded"],
             inputs=[
                 io.Model.Input("model", tooltip="FLUX.1, before or after other LoRAs."),
@@ -33,11 +33,7 @@ class LoadProDPOLoRA(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "strength",
-                    default=Settings.lora_scale,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="1 is what it was trained for; 0 leaves it out.",
+                    **from_setting(Settings, "lora_scale", min=-10.0, max=10.0, step=0.05),
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="FLUX.1 with the LoRA.")],

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..colorflux_core.errors import ColorFluxError
 from ..colorflux_core.model.settings import Settings
 from .layout import each_frame, from_image, to_image
-from .schema import schema
+from .schema import schema, tooltip
 
 if TYPE_CHECKING:
     from comfy.clip_vision import ClipVisionModel
@@ -28,7 +28,7 @@ class ReduxVisualPrompt(io.ComfyNode):
         return schema(
             node_id="ColorFlux_ReduxVisualPrompt",
             display_name="Redux Visual Prompt",
-            description="Says to the model what is in the photo, by a picture instead of words.",
+            description="Describes the photo to the model with a picture instead of words.",
             search_aliases=["redux", "style model", "image prompt"],
             inputs=[
                 io.ClipVision.Input("clip_vision", tooltip="SigLIP, or the bundle's own."),
@@ -40,22 +40,22 @@ class ReduxVisualPrompt(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Weight of the visual prompt; 0 leaves it out.",
+                    tooltip="Weight of the visual prompt; 0 disables it.",
                 ),
                 io.Combo.Input(
                     "frames",
                     options=[EACH, SHARED],
                     default=EACH,
-                    tooltip="In a batch: every photo's own prompt, or the mean of all, which "
-                    "keeps the colors of a film steady.",
+                    tooltip="In a batch: one prompt per photo, or the mean of all, which keeps "
+                    "the colors of a film steady.",
                 ),
                 io.Int.Input(
                     "text_tokens",
                     default=-1,
                     min=-1,
                     max=4096,
-                    tooltip="Empty text tokens before the visual prompt. -1: as many as the "
-                    f"bundle was trained with, {Settings.text_tokens} for other weights.",
+                    tooltip=f"{tooltip(Settings, 'text_tokens')} -1: the bundle's number, or "
+                    f"{Settings.text_tokens} for other weights.",
                 ),
                 io.Image.Input(
                     "reference",
@@ -69,13 +69,12 @@ class ReduxVisualPrompt(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the reference in the prompt; the rest is the photo's.",
+                    tooltip="Weight of the reference in the prompt; the rest is the photo's.",
                 ),
                 io.Conditioning.Input(
                     "text",
                     optional=True,
-                    tooltip="A text prompt that goes before the visual one, in the empty "
-                    "tokens' place.",
+                    tooltip="Text prompt before the visual prompt, in place of the empty tokens.",
                 ),
             ],
             outputs=[

@@ -9,7 +9,7 @@ from ..colorflux_core.errors import ColorFluxError
 from ..colorflux_core.model.settings import Settings
 from ..colorflux_core.photos.resize import Resizing
 from .layout import each_frame, from_image, to_image
-from .schema import schema
+from .schema import from_setting, schema
 
 
 class ResizeBack(io.ComfyNode):
@@ -18,19 +18,14 @@ class ResizeBack(io.ComfyNode):
         return schema(
             node_id="ColorFlux_ResizeBack",
             display_name="Resize Back",
-            description="Brings the colorized photo back to the size of the original.",
+            description="Resizes the colorized photo back to the size of the original.",
             search_aliases=["restore size", "detail transfer"],
             inputs=[
                 io.Image.Input("image", tooltip="The colorized photo, as the VAE decodes it."),
                 io.Image.Input("original", tooltip="The photo as it was before Prepare Photo."),
                 io.Float.Input(
                     "detail",
-                    default=Settings.detail,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="Share of the original's fine detail in the result. 0 only resizes; "
-                    "1 keeps every hair and letter of a large scan, in the model's colors.",
+                    **from_setting(Settings, "detail", step=0.05),
                 ),
             ],
             outputs=[io.Image.Output(display_name="colorized", tooltip="At the original's size.")],

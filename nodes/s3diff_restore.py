@@ -15,7 +15,7 @@ from ..colorflux_core.errors import ColorFluxError
 from ..colorflux_core.s3diff.options import MULTIPLE, SMALLEST_TILE, ColorFix, Restoration
 from .layout import each_frame, from_image, to_image
 from .load_s3diff import S3DiffType
-from .schema import schema
+from .schema import from_setting, schema, tooltip
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -36,40 +36,32 @@ class S3DiffRestore(io.ComfyNode):
                 io.Image.Input("image", tooltip="The scan, or a batch of frames. Any size."),
                 io.Float.Input(
                     "scale",
-                    default=Restoration.scale,
-                    min=1.0,
-                    max=4.0,
-                    step=0.25,
-                    tooltip="Size of the result over the scan's. S3Diff was trained at 4.",
+                    **from_setting(Restoration, "scale", step=0.25),
                 ),
                 io.Int.Input(
                     "tile",
-                    default=Restoration.tile,
-                    min=SMALLEST_TILE,
-                    max=4096,
-                    step=MULTIPLE,
-                    tooltip="Side of a tile in pixels. Smaller takes less memory and more time; "
-                    "when memory runs out, half of it is tried.",
+                    **from_setting(
+                        Restoration,
+                        "tile",
+                        max=4096,
+                        tooltip=f"{tooltip(Restoration, 'tile')} When memory runs out, half of it "
+                        "is tried.",
+                    ),
                 ),
                 io.Combo.Input(
                     "color_fix",
                     options=list(get_args(ColorFix)),
                     default=Restoration.color_fix,
-                    tooltip="How the scan's own colors are taken over. wavelet: all that is "
-                    "coarser than 32 pixels. adain: each channel's mean and spread.",
+                    tooltip=tooltip(Restoration, "color_fix"),
                 ),
                 io.Boolean.Input(
                     "gray",
-                    default=True,
-                    tooltip="Make the result gray, as for a colorization: SD-Turbo can tint.",
+                    default=True,  # Here, colorization follows.
+                    tooltip=tooltip(Restoration, "gray"),
                 ),
                 io.Int.Input(
                     "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=False,
-                    tooltip="Of the noise in the latents.",
+                    **from_setting(Restoration, "seed", control_after_generate=False),
                 ),
             ],
             outputs=[io.Image.Output(display_name="restored", tooltip="At scale times the size.")],

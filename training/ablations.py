@@ -80,7 +80,7 @@ class AblationsConfig(Config):
 
 @dataclass(frozen=True)
 class Run:
-    """A training run, whose table in the recipes has its name; paths start from the seed's folder."""
+    """A training run, by the name of its table in the recipes; paths are in the seed's folder."""
 
     train: Callable[[list[str]], None]
     starts_from: dict[str, str] = field(default_factory=dict)

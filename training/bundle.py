@@ -1,6 +1,8 @@
 """Combine the trained parts into one bundle, for ComfyUI and the command line.
 
-python -m training.bundle --recipe training/recipes/80gb.toml
+  python -m training.bundle --recipe training/recipes/80gb.toml
+
+The result is a diffusers folder with a colorflux.json.
 """
 
 from __future__ import annotations

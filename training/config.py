@@ -21,7 +21,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# The headings of --help.
+# The headings of --help, in their order.
 DATA = "data"
 MODEL = "model"
 LOSS = "loss"
@@ -29,6 +29,7 @@ OPTIMIZATION = "optimization"
 MEMORY = "memory and speed"
 OUTPUT = "checkpoints and logging"
 PLAN = "plan"
+HEADINGS = (DATA, MODEL, LOSS, OPTIMIZATION, MEMORY, OUTPUT, PLAN)
 
 EXIT_STATUS = """\
 exit status:
@@ -40,8 +41,8 @@ exit status:
 DEFAULTS = "defaults"
 """The table of a recipe that every command reads before its own."""
 
-MISSPELLED = 0.85
-"""How alike, from 0 to 1, a default of a recipe and a setting are, for it to be a typing mistake."""
+MISSPELLED = 0.8
+"""How similar, from 0 to 1, a recipe's default must be to a setting to count as misspelled."""
 
 AnyConfig = TypeVar("AnyConfig", bound="Config")
 
@@ -105,7 +106,7 @@ class LoopConfig(Config):
         64, "rows per optimizer step, over all devices", low=1, group=OPTIMIZATION
     )
     optimizer: Literal["adamw", "adamw8bit"] = setting(
-        "adamw", "adamw8bit keeps its states in 8 bits (needs bitsandbytes)", group=OPTIMIZATION
+        "adamw", "adamw8bit keeps its states in 8 bits and needs bitsandbytes", group=OPTIMIZATION
     )
     learning_rate: float = setting(1e-5, "peak learning rate", low=0, group=OPTIMIZATION)
     schedule: Literal["constant", "constant_with_warmup", "cosine", "linear"] = setting(
@@ -245,6 +246,8 @@ def parse(
         help="read settings from a file, whose table is by default the one named like the command"
         f" ({command}); repeatable, later files win",
     )
+    for heading in HEADINGS:
+        parser.add_argument_group(heading)
     add_settings(parser, config_class)
     flags = parser.parse_args(argv)
     values: dict[str, Any] = {}
@@ -286,7 +289,7 @@ def read_recipe(place: str, command: str) -> Recipe:
     tables = {name: value for name, value in content.items() if isinstance(value, dict)}
     if not tables and not table:
         return Recipe({}, content)
-    for name in content.keys() - tables.keys():
+    for name in content.keys() - tables.keys() if tables else ():
         raise ColorFluxError(f"--recipe {file}: {name} is in no table: move it to [{DEFAULTS}]")
     defaults = tables.pop(DEFAULTS, {})
     wanted = table or command

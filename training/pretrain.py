@@ -1,7 +1,7 @@
 """Pretrain nano's stand-ins for published weights: a vision tower, a VAE, and FLUX with Redux.
 
-Training at full size uses the published FLUX.1-dev, VAE, SigLIP and FLUX.1-Redux-dev, and starts with
-training.structure. Nano needs its own, made one after the other in one folder:
+Training at full size uses the published FLUX.1-dev, VAE, SigLIP and FLUX.1-Redux-dev, and starts
+with training.structure. Nano needs its own, made one after the other in one folder:
 
   python -m training.pretrain vision --recipe training/recipes/nano.toml --photos PHOTOS
   python -m training.pretrain vae --recipe training/recipes/nano.toml --photos PHOTOS

@@ -4,8 +4,8 @@
   python -m training.pro_dpo --recipe training/recipes/80gb.toml:pro_dpo_b
 
 Progressive Diffusion-DPO (Eq. 4) on pairs of a photo (winner) and a faded copy of it (loser), both
-conditioned on the gray faded photo. Run it twice: stage A with strong fading, then stage B with mild
-fading, starting from A's LoRA. The defaults are the paper's stage A; stage B is
+conditioned on the gray faded photo. Run it twice: stage A with strong fading, then stage B with
+mild fading, starting from A's LoRA. The defaults are the paper's stage A; stage B is
 
   --initial-lora FOLDER_OF_A/pro_dpo.safetensors --fading-low 0.75 --fading-high 0.95
   --learning-rate 1e-5 --output FOLDER_OF_B

@@ -78,13 +78,13 @@ def add_device(group: argparse._ArgumentGroup, on_gpu: str) -> None:
         "--device",
         default="auto",
         metavar="DEVICE",
-        help="cpu, cuda, cuda:1 or mps (default: auto, which is cuda or mps if available, else cpu)",
+        help="cpu, cuda, cuda:1 or mps (default: auto: cuda or mps if available, else cpu)",
     )
     group.add_argument(
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help=f"precision of the weights (default: auto, which is float32 on the CPU, else {on_gpu})",
+        help=f"precision of the weights (default: auto: float32 on the CPU, else {on_gpu})",
     )
 
 
@@ -128,7 +128,7 @@ def exit_status(prog: str, command: Callable[[], int], extra: str = "headless") 
         tell_error(prog, f"{error.name} is not installed: pip install --editable '.[{extra}]'")
         return REFUSED
     except KeyboardInterrupt as stop:
-        tell(f"{prog}: {stop or 'interrupted; the same command continues from here'}")
+        tell(f"{prog}: {str(stop) or 'interrupted; the same command continues from here'}")
         return INTERRUPTED
 
 

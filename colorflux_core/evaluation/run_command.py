@@ -62,10 +62,8 @@ exit status:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     p = Parser(PROG, "BENCH -o REPORT --method NAME=PLACE... [options]", DESCRIPTION, EXAMPLES)
     p.add_argument("bench", type=Path, metavar="BENCH", help="folder written by evaluation sets")
-    p.add_argument(
-        "-o", "--output", required=True, type=Path, metavar="REPORT", help="folder for the report"
-    )
-    p.add_argument(
+    comparison = p.add_argument_group("comparison")
+    comparison.add_argument(
         "--method",
         required=True,
         action="append",
@@ -73,25 +71,29 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="NAME=PLACE",
         help="name in the report = folder of results, bundle:FOLDER or bundle:nano; repeatable",
     )
-    p.add_argument(
+    comparison.add_argument(
         "--set",
         action="append",
         metavar="NAME",
         help="use only this benchmark set; repeatable (default: all)",
     )
-    p.add_argument(
+    comparison.add_argument(
         "--reference",
         metavar="NAME",
         help="method to compare the others with (default: the first)",
     )
-    p.add_argument(
+    report = p.add_argument_group("report")
+    report.add_argument(
+        "-o", "--output", required=True, type=Path, metavar="REPORT", help="folder for the report"
+    )
+    report.add_argument(
         "--shown",
         type=whole_number(0),
         default=12,
         metavar="N",
         help="pictures to show of each set (default: %(default)s)",
     )
-    p.add_argument(
+    report.add_argument(
         "--seed",
         type=whole_number(0),
         default=0,
@@ -137,7 +139,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=whole_number(0),
         default=os.cpu_count() or 1,
         metavar="N",
-        help="worker processes for measuring; 0 measures in the main process (default: %(default)s)",
+        help="processes that measure; 0 measures in the main process (default: %(default)s)",
     )
     add_judges(p)
     args = p.parse_args(argv)

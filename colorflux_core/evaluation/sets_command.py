@@ -44,7 +44,8 @@ exit status:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     p = Parser(PROG, "[PHOTO_OR_FOLDER...] -o FOLDER [options]", DESCRIPTION, EXAMPLES)
     p.add_argument("photos", nargs="*", type=Path, metavar="PHOTO_OR_FOLDER", help="color photos")
-    p.add_argument(
+    files = p.add_argument_group("files")
+    files.add_argument(
         "--old",
         nargs="+",
         type=Path,
@@ -52,43 +53,44 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="PHOTO_OR_FOLDER",
         help="old photos for the set real",
     )
-    p.add_argument(
+    files.add_argument(
         "-o", "--output", required=True, type=Path, metavar="FOLDER", help="folder for the sets"
     )
-    p.add_argument(
-        "--seed",
+    images = p.add_argument_group("images")
+    images.add_argument(
+        "--max-side",
         type=whole_number(0),
-        default=Recipe.seed,
+        default=Recipe.max_side,
         metavar="N",
-        help="random seed of the fading (default: %(default)s)",
+        help="shrink photos with a longer long side, in pixels; 0 does not (default: %(default)s)",
     )
-    p.add_argument(
+    images.add_argument(
+        "--square",
+        type=whole_number(0),
+        default=Recipe.square,
+        metavar="N",
+        help="resize photos to N x N instead; 0 does not (default: %(default)s)",
+    )
+    images.add_argument(
         "--fading-low",
         type=float,
         default=Recipe.fading_low,
         metavar="X",
         help="smallest factor on brightness, contrast and saturation (default: %(default)s)",
     )
-    p.add_argument(
+    images.add_argument(
         "--fading-high",
         type=float,
         default=Recipe.fading_high,
         metavar="X",
         help="largest such factor (default: %(default)s)",
     )
-    p.add_argument(
-        "--max-side",
+    images.add_argument(
+        "--seed",
         type=whole_number(0),
-        default=Recipe.max_side,
+        default=Recipe.seed,
         metavar="N",
-        help="shrink photos whose long side has more pixels; 0 keeps their size (default: %(default)s)",
-    )
-    p.add_argument(
-        "--square",
-        type=whole_number(0),
-        default=Recipe.square,
-        metavar="N",
-        help="resize photos to N x N instead; 0 does not (default: %(default)s)",
+        help="random seed of the fading (default: %(default)s)",
     )
     args = p.parse_args(argv)
     if not args.photos and not args.old:

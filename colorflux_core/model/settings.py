@@ -39,7 +39,9 @@ class Settings(Options):
     control_mode: int | None = setting(
         None, "for union ControlNets with modes: the index of the gray mode", low=0
     )
-    lora_scale: float = setting(1.0, "strength of the Pro-DPO LoRA; 0 disables it")
+    lora_scale: float = setting(
+        1.0, "strength of the Pro-DPO LoRA, which restores faded tones: 1 as trained, 0 disables it"
+    )
     text_tokens: int = setting(
         512,
         "number of empty text tokens before the visual prompt; must match the training",

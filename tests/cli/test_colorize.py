@@ -470,9 +470,10 @@ def test_help_and_mistakes_do_not_wait_for_torch(arguments: str, status: int) ->
 import sys
 from colorflux_core.colorize import main
 try:
-    main({arguments.split()!r})
+    status = main({arguments.split()!r})
 except SystemExit as exit:
-    print(exit.code, "torch" in sys.modules, "PIL" in sys.modules)
+    status = exit.code
+print(status, "torch" in sys.modules, "PIL" in sys.modules)
 """
     result = python("-c", script)
     assert result.stdout.splitlines()[-1] == f"{status} False False"

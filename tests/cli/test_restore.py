@@ -278,9 +278,10 @@ def test_help_and_mistakes_do_not_wait_for_torch(arguments: str, status: int) ->
 import sys
 from colorflux_core.restore import main
 try:
-    main({arguments.split()!r})
+    status = main({arguments.split()!r})
 except SystemExit as exit:
-    print(exit.code, "torch" in sys.modules)
+    status = exit.code
+print(status, "torch" in sys.modules)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(

@@ -118,6 +118,28 @@ def test_the_tables_of_a_page_are_the_nodes_sockets(language: str) -> None:
             assert [name for name, _ in shown] == [socket["name"] for socket in translated], node_id
 
 
+# Inputs that are settings of the core.
+SETTINGS = {
+    "ColorFlux_LoadBundle": ["lora_strength"],
+    "ColorFlux_PreparePhoto": ["canvas", "pixels"],
+    "ColorFlux_ReduxVisualPrompt": ["text_tokens"],
+    "ColorFlux_ApplyGrayControlNet": ["strength", "start_percent", "end_percent"],
+    "ColorFlux_LoadProDPOLoRA": ["strength"],
+    "ColorFlux_ResizeBack": ["detail"],
+    "ColorFlux_S3DiffRestore": ["scale", "tile", "color_fix", "gray", "seed"],
+}
+
+
+@LANGUAGES
+def test_a_pages_table_describes_settings_as_the_tooltips_do(language: str) -> None:
+    texts = translation(language)
+    for node_id, names in SETTINGS.items():
+        page = (HELP / PAGES[language].format(node_id)).read_text(encoding="utf-8")
+        for name in names:
+            tooltip = texts[node_id]["inputs"][name]["tooltip"]
+            assert f"`{name}` | {tooltip} |" in page, (node_id, name)
+
+
 def test_help_pages_link_to_no_file() -> None:
     """ComfyUI resolves links against its own address, not the page's."""
     assert not {

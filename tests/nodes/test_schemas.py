@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from colorflux_core.model.settings import Settings
+from colorflux_core.options import Options, settings
+from colorflux_core.photos.canvas import Canvas
 from colorflux_core.s3diff.options import Restoration
 from tests.nodes.pack import ROOT, load_pack, node_classes
 
@@ -145,31 +147,36 @@ def test_defaults_are_within_their_options_and_steps(node_id: str) -> None:
             assert steps == pytest.approx(round(steps))
 
 
-def test_defaults_are_the_cores() -> None:
-    settings, restoration = Settings(), Restoration()
-    expected: dict[str, dict[str, object]] = {
-        "ColorFlux_LoadBundle": {"lora_strength": settings.lora_scale},
-        "ColorFlux_PreparePhoto": {
-            "canvas": settings.canvas.mode,
-            "pixels": settings.canvas.pixels,
-        },
-        "ColorFlux_ApplyGrayControlNet": {
-            "strength": settings.control_scale,
-            "start_percent": settings.control_start,
-            "end_percent": settings.control_end,
-        },
-        "ColorFlux_LoadProDPOLoRA": {"strength": settings.lora_scale},
-        "ColorFlux_ResizeBack": {"detail": settings.detail},
-        "ColorFlux_S3DiffRestore": {
-            "scale": restoration.scale,
-            "tile": restoration.tile,
-            "color_fix": restoration.color_fix,
-            "seed": restoration.seed,
-        },
-    }
-    for node_id, values in expected.items():
-        inputs = {item.id: item.as_dict() for item in node_classes()[node_id].GET_SCHEMA().inputs}
-        assert {name: inputs[name]["default"] for name in values} == values
+SETTINGS: dict[str, dict[str, tuple[type[Options], str]]] = {
+    "ColorFlux_LoadBundle": {"lora_strength": (Settings, "lora_scale")},
+    "ColorFlux_PreparePhoto": {"canvas": (Canvas, "mode"), "pixels": (Canvas, "pixels")},
+    "ColorFlux_ApplyGrayControlNet": {
+        "strength": (Settings, "control_scale"),
+        "start_percent": (Settings, "control_start"),
+        "end_percent": (Settings, "control_end"),
+    },
+    "ColorFlux_LoadProDPOLoRA": {"strength": (Settings, "lora_scale")},
+    "ColorFlux_ResizeBack": {"detail": (Settings, "detail")},
+    "ColorFlux_S3DiffRestore": {
+        "scale": (Restoration, "scale"),
+        "tile": (Restoration, "tile"),
+        "color_fix": (Restoration, "color_fix"),
+        "seed": (Restoration, "seed"),
+    },
+}
+
+
+@pytest.mark.parametrize("node_id", SETTINGS)
+def test_inputs_are_the_cores_settings(node_id: str) -> None:
+    """Default and help text; the range too, or a part of it that fits a slider."""
+    inputs = {item.id: item for item in node_classes()[node_id].GET_SCHEMA().inputs}
+    for name, (options, field) in SETTINGS[node_id].items():
+        setting, facts = settings(options)[field], inputs[name].as_dict()
+        assert facts["default"] == setting.default
+        assert (inputs[name].tooltip or "").lower().startswith(setting.metadata["help"].lower())
+        if "min" in facts:
+            assert facts["min"] in setting.metadata["range"]
+            assert facts["max"] in setting.metadata["range"]
 
 
 def test_only_compare_ends_a_workflow() -> None:

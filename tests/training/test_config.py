@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from colorflux_core.cli.flags import described
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.options import settings
 from tests.training.tiny_training import CANVAS, Setup
 from training import basic_color, pretrain, pro_dpo, structure
 from training.basic_color import BasicColorConfig
 from training.bundle import BundleConfig
-from training.config import Config, parse
+from training.config import Config, known_settings, parse
 from training.launch import run_command
 from training.nano.flux import FluxConfig
 from training.nano.vae import VaeConfig
@@ -66,26 +69,39 @@ def test_defaults_are_the_papers() -> None:
 # Recipes and flags
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: "/".join(path.parts[-2:]))
+def commands(recipe: Path) -> list[list[str]]:
+    """The commands in a recipe's comments, without what starts Python."""
+    text = recipe.read_text(encoding="utf-8")
+    found = re.findall(r"^# +(?:python|accelerate launch .*) -m training\.(.+)", text, re.M)
+    return [shlex.split(command) for command in found]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_fit_the_commands_in_their_comments(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Run from the project's folder, all that is in the file is in force."""
+    """Run from the project's folder; every setting of every table is used by a command."""
     monkeypatch.chdir(ROOT)
-    text = recipe.read_text(encoding="utf-8")
-    commands = re.findall(r"^# (?:python|accelerate launch .*) -m training\.(.+)", text, re.M)
-    assert commands
-    for command in commands:
-        module, *words = shlex.split(command)
+    content = tomllib.loads(recipe.read_text(encoding="utf-8"))
+    defaults = content.pop("defaults", {})
+    unused = {(table, key) for table in content for key in content[table]}
+    unused |= {("defaults", key) for key in defaults}
+    for module, *words in commands(recipe):
         part = [words.pop(0)] if module == "pretrain" else []
         name = " ".join([module, *part])
-        assert words[-1] == recipe.relative_to(ROOT).as_posix() or words[-2] == "--photos"
-        config: Any = parse(CONFIGS[name], words)
-        for key, value in tomllib.loads(text).items():
-            setting = getattr(config, key)
-            assert (str(setting) if isinstance(setting, Path) else setting) == value
-        moved: Any = parse(CONFIGS[name], [*words, "--output", "elsewhere"])
+        command = [module, *part][-1]
+        config: Any = parse(CONFIGS[name], words, f"training.{name}")
+        place = [word for word in words if ".toml" in word][-1]
+        assert place.partition(":")[0] == recipe.relative_to(ROOT).as_posix()
+        table = place.partition(":")[2] or command
+        for key, value in (defaults | content[table]).items():
+            if hasattr(config, key):
+                setting = getattr(config, key)
+                assert (str(setting) if isinstance(setting, Path) else setting) == value
+                unused.discard((table if key in content[table] else "defaults", key))
+        moved: Any = parse(CONFIGS[name], [*words, "--output", "elsewhere"], f"training.{name}")
         assert moved.output == Path("elsewhere") and replace(moved, output=config.output) == config
+    assert not unused
 
 
 def test_flags_win_over_the_recipe_over_the_defaults(tmp_path: Path) -> None:
@@ -99,7 +115,7 @@ def test_flags_win_over_the_recipe_over_the_defaults(tmp_path: Path) -> None:
 
 
 def test_a_later_recipe_wins_over_an_earlier_one(tmp_path: Path) -> None:
-    """Where they speak of the same setting; even with the default's value."""
+    """If both have a setting, even with the default's value."""
     first, second = tmp_path / "first.toml", tmp_path / "second.toml"
     first.write_text("rank = 2\nbeta = 10.0\npairs = 3\n", encoding="utf-8")
     second.write_text("rank = 4\nbeta = 1000.0\n", encoding="utf-8")
@@ -111,6 +127,55 @@ def test_a_later_recipe_wins_over_an_earlier_one(tmp_path: Path) -> None:
     assert parse(ProDpoConfig, [*given, "--rank", "8"]).rank == 8
 
 
+TABLES = """
+[defaults]
+rank = 2
+double_blocks = 3
+
+[pro_dpo]
+beta = 10.0
+
+[stage_b]
+rank = 8
+"""
+
+
+def test_a_recipe_is_the_defaults_and_a_table(tmp_path: Path) -> None:
+    """Defaults that only other commands have are left to them."""
+    recipe = tmp_path / "machine.toml"
+    recipe.write_text(TABLES, encoding="utf-8")
+    config = parse(ProDpoConfig, ["--recipe", str(recipe)], "training.pro_dpo")
+    assert (config.rank, config.beta) == (2, 10)
+    config = parse(ProDpoConfig, ["--recipe", f"{recipe}:stage_b"], "training.pro_dpo")
+    assert (config.rank, config.beta) == (8, 1000)
+
+
+@pytest.mark.parametrize(
+    ("content", "table", "named"),
+    [
+        ("[stage_a]\n[stage_b]", "", r"has no table pro_dpo.*TABLE \(it has stage_a, stage_b\)"),
+        ("[stage_a]\n[stage_b]", ":c", r"has no table c:.*\(it has stage_a, stage_b\)"),
+        ("[defaults]\nrank = 1\n[a]", ":defaults", r"has no table defaults.*\(it has a\)"),
+        ("rank = 2", ":a", r"has no table a.*\(it has no table\)"),
+        ("rank = 2\n[pro_dpo]", "", r"rank is in no table: move it to \[defaults\]"),
+        ("[defaults]\nstpes = 2\n[pro_dpo]", "", "setting stpes: did you mean steps"),
+        ("[defaults]\nbatchsize = 2\n[pro_dpo]", "", "batchsize: did you mean batch_size"),
+        ("[pro_dpo]\ndouble_blocks = 2", "", "unrecognized argument --double_blocks"),
+    ],
+)
+def test_mistakes_in_tables_are_named(tmp_path: Path, content: str, table: str, named: str) -> None:
+    (tmp_path / "recipe.toml").write_text(content, encoding="utf-8")
+    with pytest.raises(ColorFluxError, match=rf"--recipe .*recipe\.toml.*: .*{named}"):
+        parse(ProDpoConfig, [f"--recipe={tmp_path / 'recipe.toml'}{table}"], "training.pro_dpo")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_other_commands_setting_counts_as_misspelled(name: str) -> None:
+    """Or a recipe with it among its defaults would be refused."""
+    everything: dict[str, Any] = {key: 0 for config in CONFIGS.values() for key in settings(config)}
+    assert known_settings(everything, CONFIGS[name]).keys() == settings(CONFIGS[name]).keys()
+
+
 # What is refused
 
 
@@ -118,6 +183,7 @@ def test_a_later_recipe_wins_over_an_earlier_one(tmp_path: Path) -> None:
     ("recipe", "flags", "named"),
     [
         (None, ["--nonsense", "1"], "--nonsense"),
+        (None, ["--batch_szie", "1"], "--batch_szie: did you mean --batch-size"),
         (None, ["--rank", "many"], "--rank"),
         (None, ["--loss", "ppo"], "--loss.*'dpo', 'sft'"),
         (None, ["--batch", "4"], "--batch"),
@@ -126,9 +192,8 @@ def test_a_later_recipe_wins_over_an_earlier_one(tmp_path: Path) -> None:
         ("rank = 'many'", [], "recipe.toml.*--rank"),
         ("rank = 1.5", [], "recipe.toml.*--rank"),
         ("loss = 'ppo'", [], "recipe.toml.*--loss"),
-        ("[lora]\nrank = 4", [], "recipe.toml.*--lora"),
         ("rank: 4", [], "recipe.toml.*TOML"),
-        ("rank = 0", [], "--rank is 0: it must be at least 1"),
+        ("rank = 0", [], "--rank: 0 is out of range: it must be at least 1"),
     ],
 )
 def test_unknown_settings_and_wrong_types_are_named(
@@ -173,8 +238,11 @@ def test_unknown_settings_and_wrong_types_are_named(
     ],
 )
 def test_values_out_of_range_are_named(name: str, flag: str, value: str) -> None:
-    with pytest.raises(ColorFluxError, match=rf"^--{flag} is .*: it must be (at least|from) "):
+    shown = f"--{flag.replace('_', '-')}"
+    with pytest.raises(ColorFluxError, match=rf"^{shown}: .* it must be (at least|from) "):
         parse(CONFIGS[name], [f"--{flag}={value}"])
+    with pytest.raises(ColorFluxError, match=rf"^{flag} is .*: it must be (at least|from) "):
+        CONFIGS[name](**{flag: float(value)})
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -240,7 +308,7 @@ def test_crops_fit_the_canvas_and_the_latents() -> None:
     [
         (structure.main, [], "Only the gray ControlNet is trained, with L_FM"),
         (basic_color.main, [], "(Eq. 6)"),
-        (pro_dpo.main, [], "--initial_lora FOLDER_OF_A"),
+        (pro_dpo.main, [], "--initial-lora FOLDER_OF_A"),
         (pretrain.main, ["vision"], "stand-ins for published weights"),
         (pretrain.main, ["vae"], "1/8 size"),
         (pretrain.main, ["flux"], "from scratch"),
@@ -257,19 +325,21 @@ def test_help_teaches(
     shown = capsys.readouterr().out
     assert end.value.code == 0
     assert taught in shown
-    assert re.search(r"--learning_rate.*\n.*(peak learning rate)", shown)
-    assert "python -m training." in shown
+    assert re.search(r"--learning-rate.* peak learning rate", shown)
+    assert f"\n  python -m {main.__module__} " in shown
+    headings = ["data:", "optimization:", "memory and speed:", "checkpoints and logging:"]
+    assert [line for line in shown.splitlines() if line in headings] == headings
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_setting_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """With what it is where it is not given."""
+    """With its default and its range."""
     with pytest.raises(SystemExit):
         parse(CONFIGS[name], ["--help"])
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     for field in fields(CONFIGS[name]):
-        assert f"--{field.name} " in shown
-    assert len(re.findall(r"\(default:\s", shown)) > len(fields(CONFIGS[name]))
+        assert f" --{field.name.replace('_', '-')}" in shown
+        assert described(field) in shown
 
 
 def ending(monkeypatch: pytest.MonkeyPatch, main: Callable[[list[str]], None], *words: str) -> Any:
@@ -281,9 +351,26 @@ def ending(monkeypatch: pytest.MonkeyPatch, main: Callable[[list[str]], None], *
     return end.value.code
 
 
-def test_a_mistake_ends_it_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = ending(monkeypatch, structure.main, "--stesp", "3")
-    assert said == "error: unrecognized arguments: --stesp 3 (--help explains)"
+def test_a_mistake_ends_it_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ending(monkeypatch, structure.main, "--stesp", "3") == 2
+    error = "training: error: unrecognized argument --stesp: did you mean --steps?\n"
+    assert capsys.readouterr().err == error
+
+
+def test_what_is_done_ends_with_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ending(monkeypatch, lambda _: None) == 0
+
+
+def test_too_little_memory_is_a_mistake_that_can_be_mended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_much(_: list[str]) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    assert ending(monkeypatch, too_much) == 2
+    assert "CUDA out of memory: use a smaller --micro-batch" in capsys.readouterr().err
 
 
 def test_ctrl_c_before_the_first_step_ends_it_in_one_line(
@@ -293,9 +380,10 @@ def test_ctrl_c_before_the_first_step_ends_it_in_one_line(
         signal.raise_signal(signal.SIGTERM)
 
     assert ending(monkeypatch, interrupted) == 130
-    assert capsys.readouterr().err == "stopped; the same command goes on from here\n"
+    line = "training: interrupted; the same command continues from here\n"
+    assert capsys.readouterr().err == line
 
 
 def test_a_fading_range_that_is_turned_around_is_named() -> None:
-    with pytest.raises(ColorFluxError, match=r"--fading_low 0\.9 is above --fading_high 0\.8"):
+    with pytest.raises(ColorFluxError, match=r"--fading-low 0\.9 is above --fading-high 0\.8"):
         parse(ProDpoConfig, ["--fading_low", "0.9"])

@@ -50,7 +50,7 @@ class PartsConfig(LoopConfig):
     guidance: float = inherit(Settings, "guidance", group=MODEL)
     text_tokens: int = inherit(Settings, "text_tokens", group=MODEL)
     timestep_density: Literal["logit_normal", "uniform"] = setting(
-        "logit_normal", "distribution of the timesteps (not given in the paper)", group=LOSS
+        "logit_normal", "distribution of the timesteps, which the paper does not give", group=LOSS
     )
     frozen: WeightStorage = setting("bfloat16", "storage format of frozen weights", group=MEMORY)
     offload: bool = setting(

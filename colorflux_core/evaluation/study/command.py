@@ -13,8 +13,8 @@ from ...cli.flags import Parser, name_and_place, whole_number
 PROG = "evaluation study"
 
 DESCRIPTION = """\
-A blind user study: people choose between two methods' results for the same photo, pair by pair, on a
-page that this machine serves. No account is needed, and nothing leaves the machine.
+A blind user study: people choose between two methods' results for the same photo, pair by pair, on
+a page that this machine serves. No account is needed, and nothing leaves the machine.
 
   new      create a study from a benchmark and folders of results
   serve    serve its page to any number of participants; stop with Ctrl+C, restart at any time
@@ -25,8 +25,8 @@ Each has its own --help.
 
 NEW = """\
 Create a study. Each participant sees every pair of results once; one of the two is always the
-reference method's (paper, section 9). Sides and order are random and balanced, and are determined by
-the seed and the participant's name.
+reference method's (paper, section 9). Sides and order are random, balanced, and determined by the
+seed and the participant's name.
 """
 
 NEW_EXAMPLES = """\
@@ -68,7 +68,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     new.add_argument(
         "-o", "--output", required=True, type=Path, metavar="STUDY", help="folder for the study"
     )
-    new.add_argument(
+    comparison = new.add_argument_group("comparison")
+    comparison.add_argument(
         "--method",
         action="append",
         required=True,
@@ -76,7 +77,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="NAME=FOLDER",
         help="a method's results, named like the benchmark's images; give at least two",
     )
-    against = new.add_mutually_exclusive_group()
+    against = comparison.add_mutually_exclusive_group()
     against.add_argument(
         "--reference",
         metavar="NAME",
@@ -85,23 +86,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     against.add_argument(
         "--round-robin", action="store_true", help="compare all methods with each other"
     )
-    new.add_argument(
+    comparison.add_argument(
         "--set",
         action="append",
         metavar="NAME",
         help="use only this benchmark set; repeatable (default: all)",
     )
-    new.add_argument(
+    session = new.add_argument_group("sessions")
+    session.add_argument(
         "--pairs",
         type=whole_number(1),
         metavar="N",
         help="pairs per participant (default: every pair once)",
     )
-    new.add_argument("--ties", action="store_true", help='allow "equal" as an answer')
-    new.add_argument(
+    session.add_argument("--ties", action="store_true", help='allow "equal" as an answer')
+    session.add_argument(
         "--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)"
     )
-    new.add_argument(
+    session.add_argument(
         "--max-side",
         type=whole_number(0),
         default=1600,
@@ -118,7 +120,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="0.0.0.0 opens the page to the local network (default: %(default)s, this machine only)",
+        help="0.0.0.0 opens the page to the local network (default: %(default)s)",
     )
 
     results = commands.add_parser(

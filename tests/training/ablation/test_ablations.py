@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomllib
 import torch
 
 from colorflux_core.bundles.components import load_model
@@ -18,12 +17,14 @@ from colorflux_core.model.visual_prompt import prompt_from_tokens
 from tests.training.tiny_training import CANVAS, Setup
 from training.ablation.tables import ARMS, TABLES
 from training.ablations import FINISHED, RUNS, AblationsConfig, main
+from training.config import read_recipe
 
 BUDGET = ("manifest", "canvas", "views", "batch_size", "timestep_density", "precision")
 
 
 def shipped(name: str) -> dict[str, Any]:
-    return tomllib.loads((AblationsConfig().recipes / f"{name}.toml").read_text(encoding="utf-8"))
+    recipe = read_recipe(f"{AblationsConfig().recipes}:{name}", name)
+    return recipe.defaults | recipe.settings
 
 
 @pytest.mark.parametrize(
@@ -102,8 +103,8 @@ Command = Callable[[], None]
 def ablations(
     setup: Setup, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Command, dict[str, int]]:
-    """The command on a tiny base, one step a run, and its folder, with all done: stopped once by a
-    recipe that was missing, and what there was by then."""
+    """The command on a tiny base, one step per run, and its folder after all runs; and the files of
+    a first try, which a missing table stopped."""
     folder = tmp_path_factory.mktemp("ablations")
     manifest = folder / "photos.csv"
     held_out = "8.png,test\n9.png,test\n"
@@ -111,10 +112,9 @@ def ablations(
     (folder / "old").mkdir()
     gray = (setup.folder / "photos" / "7.png").read_bytes()
     (folder / "old" / "grandma.jpg").write_bytes(gray)
-    recipes = folder / "recipes"
-    recipes.mkdir()
-    for name in RUNS:
-        (recipes / f"{name}.toml").write_text(TINY + CHANGES.get(name, ""))
+    recipes = folder / "recipes.toml"
+    tables = [f"[{name}]\n{CHANGES.get(name, '')}" for name in RUNS if name != "sft"]
+    recipes.write_text("\n".join([f"[defaults]{TINY}", *tables]))
     flags = {
         "output": folder / "output",
         "base": setup.folder / "base",
@@ -131,11 +131,10 @@ def ablations(
     def command() -> None:
         main([f"--{flag}={value}" for flag, value in flags.items()])
 
-    aside = (recipes / "sft.toml").rename(folder / "sft.toml")
-    with pytest.raises(ColorFluxError, match=r"sft\.toml: cannot be read"):
+    with pytest.raises(ColorFluxError, match=r"recipes\.toml: has no table sft"):
         command()
     before = times(folder / "output")
-    aside.rename(recipes / "sft.toml")
+    recipes.write_text(f"{recipes.read_text()}\n[sft]\n{CHANGES['sft']}")
     command()
     return folder / "output", command, before
 
@@ -189,12 +188,12 @@ def test_another_recipe_is_not_taken_for_the_one_before(
 ) -> None:
     """Nor is a run that starts from what it made."""
     output, command, _ = ablations
-    recipe = output.parent / "recipes" / "pro_dpo_a.toml"
-    before = recipe.read_text()
-    recipe.write_text(f"{before}\nbeta = 10.0\n")
+    recipes = output.parent / "recipes.toml"
+    before = recipes.read_text()
+    recipes.write_text(before.replace("[pro_dpo_a]\n", "[pro_dpo_a]\nbeta = 10.0\n"))
     with pytest.raises(ColorFluxError, match=r"pro_dpo_a was made with another recipe"):
         command()
-    recipe.write_text(before)
+    recipes.write_text(before)
     (output / "seed-0" / "both" / FINISHED).write_text("of other photos")
     with pytest.raises(ColorFluxError, match=r"both was made with another"):
         command()
