@@ -14,11 +14,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...cli.batch import tone_of
+from ...digest import sha256
 from ...errors import ColorFluxError
 from ...photos.color import Fading, fade, grayscale, sample_fading, unit_range
 from ...photos.photo import Photo, load_photo
 from ..rows import read_rows, write_file, write_rows
-from .sets import KINDS, MANIFEST, Row, digest, eight_bit, to_uint8
+from .sets import KINDS, MANIFEST, Row, eight_bit, to_uint8
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def write_color_photo(photo: Photo, folder: Path, recipe: Recipe) -> Iterator[Ro
     true = resized(Image.fromarray(eight_bit(photo)), recipe)
     fading = fading_of(name, recipe)
     truth = write_png(folder, f"truth/{name}.png", true)
-    source = digest(photo.path)
+    source = sha256(photo.path.read_bytes())
     for kind, image in {"synthesized": true, "augmented": fade(true, fading)}.items():
         yield Row(
             kind,
@@ -111,7 +112,8 @@ def write_old_photo(photo: Photo, folder: Path, recipe: Recipe) -> Iterator[Row]
     name = photo.path.stem
     image = resized(Image.fromarray(eight_bit(photo)), recipe)
     written = write_png(folder, f"real/{name}.png", image)
-    yield Row("real", name, written, "", "", "", photo.path.name, digest(photo.path))
+    source = sha256(photo.path.read_bytes())
+    yield Row("real", name, written, "", "", "", photo.path.name, source)
 
 
 def fading_of(name: str, recipe: Recipe) -> Fading:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,11 +11,12 @@ from torch import Tensor
 
 from ...bundles.bundle import Bundle
 from ...cli.batch import Job, Report, Task, prepare, run
+from ...digest import sha256
 from ...errors import ColorFluxError
 from ...model.colorization import colorize
 from ...photos.photo import Photo
 from ..rows import write_file
-from .sets import BenchmarkSet, digest
+from .sets import BenchmarkSet
 
 MADE_BY = "made-by.json"
 
@@ -83,10 +83,9 @@ def require_same(folder: Path, made_by: Mapping[str, object]) -> None:
 
 def of_inputs(benchmark: BenchmarkSet) -> str:
     """A hash of what is colorized."""
-    hashed = hashlib.sha256()
-    for item in benchmark.items:
-        hashed.update(f"{item.name} {digest(item.input)}".encode())
-    return hashed.hexdigest()
+    return sha256(
+        *(f"{item.name} {sha256(item.input.read_bytes())}".encode() for item in benchmark.items)
+    )
 
 
 def of_files(bundle: Path) -> dict[str, object]:

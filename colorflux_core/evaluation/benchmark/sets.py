@@ -12,7 +12,6 @@ old photos as they are. A build is one folder:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +63,6 @@ def eight_bit(photo: Photo) -> np.ndarray:
 
 def to_uint8(rgb: torch.Tensor) -> np.ndarray:
     return (rgb * 255).round().byte().permute(1, 2, 0).numpy()
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_sets(folder: Path) -> list[BenchmarkSet]:

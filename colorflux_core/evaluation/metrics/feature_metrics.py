@@ -8,7 +8,6 @@ a pickle or as TorchScript, which are programs and are not loaded here.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Sequence
@@ -22,10 +21,11 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 
 from ...bundles.weights import explained, require_finite, require_fit
+from ...digest import sha256
 from ...errors import ColorFluxError
 from ...photos.photo import load_photo
 from ..benchmark.methods import Method
-from ..benchmark.sets import BenchmarkSet, digest, eight_bit
+from ..benchmark.sets import BenchmarkSet, eight_bit
 from ..report.tables import Column
 from ..scores import Score
 from .cache import Cache
@@ -80,7 +80,7 @@ def load_encoder(
     require_fit(folder, report["missing_keys"], (), ())
     require_finite(folder, model.state_dict())
     files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
-    content = f"{dtype} " + " ".join(map(digest, files))
+    content = f"{dtype} " + " ".join(sha256(file.read_bytes()) for file in files)
     kind = model.config.model_type.removesuffix("_model").removesuffix("_vision")
     return Encoder(kind, content, model.to(device).eval(), processor)
 
@@ -120,7 +120,7 @@ def feature_scores(
     kept = Cache(cache)
 
     def features(path: Path) -> Tensor:
-        key = hashlib.sha256(f"{encoder.content} {digest(path)}".encode()).hexdigest()
+        key = sha256(f"{encoder.content} {sha256(path.read_bytes())}".encode())
         if key not in kept:
             kept.add(key, encode(encoder, path).tolist())
         return torch.tensor(kept[key])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from ...digest import sha256
 from ...errors import ColorFluxError
 from ...photos.photo import load_photo, save_photo
 from ...photos.resize import Resizing, Size
@@ -104,7 +104,7 @@ def write_result(folder: Path, path: Path, size: Size) -> str:
 
 def write_picture(folder: Path, rgb: Tensor) -> str:
     """The id of a picture (3, H, W) in [0, 1]: of what can be seen in it, and of nothing else."""
-    id = hashlib.sha256(rgb.contiguous().numpy().tobytes()).hexdigest()[:20]
+    id = sha256(rgb.contiguous().numpy().tobytes())[:20]
     if not picture_path(folder, id).exists():
         save_photo(picture_path(folder, id), rgb)
     return id

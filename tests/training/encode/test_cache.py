@@ -144,7 +144,10 @@ def test_what_is_half_written_is_not_read(tmp_path: Path, pictures: list[Picture
 
 def test_a_full_disk_leaves_no_half_shard(tmp_path: Path, pictures: list[Picture]) -> None:
     folder = tmp_path / "pixels"
-    with files_up_to(10_000), pytest.raises(ColorFluxError, match=f"{folder}.* cannot be .*--cache"):
+    with (
+        files_up_to(10_000),
+        pytest.raises(ColorFluxError, match=f"{folder}.* cannot be .*--cache"),
+    ):
         fill(Store(folder), pictures, lambda: lambda rgb: rgb, workers=0)
     assert not list(folder.iterdir())
     fill(Store(folder), pictures, lambda: lambda rgb: rgb, workers=0)

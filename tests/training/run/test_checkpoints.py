@@ -129,7 +129,10 @@ def test_a_full_disk_ends_a_run_that_then_goes_on(tmp_path: Path) -> None:
     line_run(tmp_path / "whole", steps=4, checkpoint_every=2)
     line_run(tmp_path / "run", steps=2, checkpoint_every=2)
     size = checkpoints(tmp_path / "run")[0].stat().st_size
-    with files_up_to(size - 1), pytest.raises(ColorFluxError, match=r"step-0000004\.pt cannot be written"):
+    with (
+        files_up_to(size - 1),
+        pytest.raises(ColorFluxError, match=r"step-0000004\.pt cannot be written"),
+    ):
         line_run(tmp_path / "run", steps=4, checkpoint_every=2, resume=True)
     assert saved_steps(tmp_path / "run") == [2]
     line_run(tmp_path / "run", steps=4, checkpoint_every=2, resume=True)
