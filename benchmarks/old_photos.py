@@ -18,6 +18,7 @@ from torch import Tensor
 from colorflux_core.bundles.bundle import load_bundle
 from colorflux_core.model.colorization import colorize
 from colorflux_core.photos.color import colorfulness, grayscale, luminance
+from colorflux_core.photos.images import eight_bit
 from colorflux_core.photos.photo import load_photo
 from colorflux_core.photos.resize import Canvas
 
@@ -31,8 +32,7 @@ def small_luma(rgb: Tensor) -> Tensor:
 
 
 def picture(rgb: Tensor) -> Image.Image:
-    pixels = (rgb * 255).round().byte().permute(1, 2, 0).numpy()
-    image = Image.fromarray(pixels)
+    image = eight_bit(rgb)
     width = round(image.width * ROW_HEIGHT / image.height)
     return image.resize((width, ROW_HEIGHT), Image.Resampling.LANCZOS)
 

@@ -31,10 +31,10 @@ from pathlib import Path
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.files import atomic_write
 from colorflux_core.photos.color import unit_range
+from colorflux_core.photos.images import to_uint8
 from colorflux_core.photos.photo import save_photo
 
 from .config import Help, Parser, setting
-from .data.pictures import to_uint8
 from .launch import run_command
 from .photos.choose import STAGES, Accepted, Filters, Rejected, choose
 from .photos.files import find_photos

@@ -25,9 +25,9 @@ from colorflux_core.digest import sha256
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.loading import load
 from colorflux_core.photos.color import colorfulness, hsv_statistics, unit_range
+from colorflux_core.photos.images import eight_bit, to_uint8
 from colorflux_core.photos.photo import Photo, load_photo
 
-from ..data.pictures import eight_bit, to_uint8
 from .files import PhotoFile
 
 MEASURED_SIDE = 512

@@ -17,11 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
-
 from ...errors import ColorFluxError
-from ...photos.photo import Photo
 from ..rows import read_rows
 
 KINDS = ("synthesized", "augmented", "real")
@@ -54,15 +50,6 @@ class Row(NamedTuple):
     """Of the fading, in the order in which they were applied: ``contrast 0.731 brightness 0.9``."""
     source: str
     source_sha256: str
-
-
-def eight_bit(photo: Photo) -> np.ndarray:
-    """uint8 (H, W, 3)"""
-    return to_uint8(photo.rgb)
-
-
-def to_uint8(rgb: torch.Tensor) -> np.ndarray:
-    return (rgb * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def read_sets(folder: Path) -> list[BenchmarkSet]:

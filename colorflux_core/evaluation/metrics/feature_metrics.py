@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
@@ -23,9 +22,10 @@ from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 from ...bundles.weights import explained, require_finite, require_fit
 from ...digest import sha256
 from ...errors import ColorFluxError
+from ...photos.images import eight_bit
 from ...photos.photo import load_photo
 from ..benchmark.methods import Method
-from ..benchmark.sets import BenchmarkSet, eight_bit
+from ..benchmark.sets import BenchmarkSet
 from ..report.tables import Column
 from ..scores import Score
 from .cache import Cache
@@ -92,7 +92,7 @@ def encode(encoder: Encoder, path: Path) -> Tensor:
     The embedding that CLIP compares with a text's, or what a vision tower pools. Raises
     ColorFluxError when the photo cannot be read.
     """
-    image = Image.fromarray(eight_bit(load_photo(path)))
+    image = eight_bit(load_photo(path).pixels)
     pixels = encoder.processor(images=image, return_tensors="pt")["pixel_values"].to(
         encoder.model.device, encoder.model.dtype
     )

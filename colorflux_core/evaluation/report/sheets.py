@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ...errors import ColorFluxError
 from ...photos.color import rgb_to_ycbcr, unit_range
+from ...photos.images import eight_bit
 from ...photos.photo import load_photo
-from ..benchmark.sets import Item, eight_bit
+from ..benchmark.sets import Item
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ def jpeg(image: Image.Image, quality: int = 82) -> bytes:
 
 
 def _shrunk(path: Path) -> Image.Image:
-    image = Image.fromarray(eight_bit(load_photo(path)))
+    image = eight_bit(load_photo(path).pixels)
     image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     return image
 
