@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ...bundles.bundle import Bundle
-from ...cli.batch import Job, Report, Task, prepare, run
+from ...cli.batch import Job, Report, Task, make_folders, process_jobs
 from ...digest import sha256
 from ...errors import ColorFluxError
 from ...model.colorization import colorize
@@ -51,7 +51,7 @@ def colorize_sets(
     todo = [job for job in jobs if not job.is_done]
     if not todo:
         return
-    prepare(todo)
+    make_folders(todo)
     bundle = load()
 
     def in_color(photo: Photo, report: Report) -> Tensor:
@@ -59,7 +59,7 @@ def colorize_sets(
             bundle.pipeline, photo.pixels, bundle.settings, on_step=partial(report, "step")
         )
 
-    failures = run(todo, Task(in_color, "colorized", "canvas"), quiet=quiet)
+    failures = process_jobs(todo, Task(in_color, "colorized", "canvas"), quiet=quiet)
     if failures:
         raise ColorFluxError("; ".join(failures))
 
