@@ -19,6 +19,8 @@ from colorflux_core.bundles.bundle import load_bundle
 from colorflux_core.model.colorization import colorize
 from colorflux_core.photos.canvas import Canvas
 from colorflux_core.photos.color import colorfulness, grayscale, luminance
+from colorflux_core.photos.contact_sheet import below, beside
+from colorflux_core.photos.images import eight_bit
 from colorflux_core.photos.photo import load_photo
 
 PHOTOS = Path(__file__).parent.parent / "docs" / "photos" / "old"
@@ -31,23 +33,16 @@ def small_luma(rgb: Tensor) -> Tensor:
 
 
 def picture(rgb: Tensor) -> Image.Image:
-    pixels = (rgb * 255).round().byte().permute(1, 2, 0).numpy()
-    image = Image.fromarray(pixels)
+    image = eight_bit(rgb)
     width = round(image.width * ROW_HEIGHT / image.height)
     return image.resize((width, ROW_HEIGHT), Image.Resampling.LANCZOS)
 
 
 def sheet(pairs: list[tuple[Image.Image, Image.Image]]) -> Image.Image:
     """Photos beside their colorizations, ``PER_ROW`` pairs in a row."""
-    rows = [pairs[i : i + PER_ROW] for i in range(0, len(pairs), PER_ROW)]
-    widths = [sum(b.width + a.width + 2 * GAP for b, a in row) - GAP for row in rows]
-    whole = Image.new("RGB", (max(widths), len(rows) * (ROW_HEIGHT + GAP) - GAP), "white")
-    for y, row in enumerate(rows):
-        x = 0
-        for image in (image for pair in row for image in pair):
-            whole.paste(image, (x, y * (ROW_HEIGHT + GAP)))
-            x += image.width + GAP
-    return whole
+    joined = [beside(pair, GAP) for pair in pairs]
+    rows = [joined[i : i + PER_ROW] for i in range(0, len(joined), PER_ROW)]
+    return below([beside(row, GAP) for row in rows], GAP)
 
 
 def main() -> None:

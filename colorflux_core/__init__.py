@@ -2,6 +2,6 @@
 
 import logging
 
-# peft imports bitsandbytes if it is installed, and on CPUs with AVX-512 bitsandbytes then warns that
-# an optional kernel is missing, before any command can run.
+# peft imports bitsandbytes if it is installed. On CPUs with AVX-512 that warns, before any command
+# can run, that an optional kernel is missing.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

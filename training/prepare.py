@@ -32,13 +32,13 @@ from colorflux_core.errors import ColorFluxError
 from colorflux_core.files import atomic_write
 from colorflux_core.options import setting
 from colorflux_core.photos.color import unit_range
+from colorflux_core.photos.images import to_uint8
 from colorflux_core.photos.photo import save_photo
 
 from .config import EXIT_STATUS, MEMORY
-from .data.pictures import to_uint8
 from .launch import run_command
 from .photos.choose import STAGES, Accepted, Filters, Rejected, choose
-from .photos.files import find_photos
+from .photos.files import list_files
 from .photos.measure import JOURNAL, measure_all
 from .photos.sheet import COLUMNS, contact_sheet
 
@@ -58,12 +58,13 @@ def prepare(folders: Sequence[str], output: Path, config: PrepareConfig) -> None
     """Measure the photos in the folders (each FOLDER or FOLDER=COUNT) and write what came of it.
 
     Raises:
-        ColorFluxError: for a folder without photos, and when no photo can be used.
-        OSError: when a folder cannot be read or the output not written.
+        ColorFluxError: when a folder has no photos or cannot be read, no photo can be used, or the
+            output cannot be written.
+        OSError: when the output folder cannot be created, or its journal not be read or written.
     """
     output.mkdir(parents=True, exist_ok=True)
     output = output.resolve()
-    found = find_photos(folders, output, {MANIFEST, REJECTED, SHEET, JOURNAL})
+    found = list_files(folders, output, {MANIFEST, REJECTED, SHEET, JOURNAL})
     accepted, rejected = choose(measure_all(output, found.photos, config.workers), config)
     rejected += [Rejected(file, "not a photo", why) for file, why in found.others.items()]
     write_csv(output / REJECTED, ("file", "reason", "detail"), map(vars, rejected))

@@ -29,8 +29,8 @@ from ..errors import ColorFluxError
 from ..lite_vision import LiteVisionConfig, LiteVisionModel
 from .weights import explained, require_finite, require_fit, require_same_layout
 
-# The only import of an image processor: it must resize with Pillow, as in training. The one that
-# transformers 5 calls SiglipImageProcessor resizes with torchvision, and prints a notice without it.
+# The only import of an image processor. It must resize with Pillow, as in training; what
+# transformers 5 calls SiglipImageProcessor uses torchvision, and prints a notice without it.
 try:
     from transformers import SiglipImageProcessorPil as SiglipImageProcessor
 except ImportError:  # transformers 4, which has no other.

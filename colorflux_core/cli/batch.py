@@ -1,4 +1,4 @@
-"""Which photo becomes which file, and the run through them, which can be stopped and repeated."""
+"""Process photos and folders of photos into output files; an interrupted run can be repeated."""
 
 from __future__ import annotations
 
@@ -17,71 +17,72 @@ from tqdm import tqdm
 from ..errors import ColorFluxError
 from ..photos.canvas import Canvas
 from ..photos.color import Tone, tone
+from ..photos.finding import find_photos
 from ..photos.photo import (
     MAX_MEGAPIXELS,
     PHOTO_SUFFIXES,
     Photo,
-    is_photo_file,
     load_photo,
     save_photo,
 )
 
 Report = Callable[[str, int, int], None]
-"""Told of what ("step", "tile") so many are done, and how many there are in all."""
+"""Progress callback: unit ("step" or "tile"), how many are done, how many there are."""
 
 Work = Callable[[Photo, Report], Tensor]
-"""What becomes of a photo, (3, H, W) in [0, 1]."""
+"""Turns a photo into its result (3, H, W) in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is done to each photo, and what is said of it."""
+    """What a command does to each photo, and the words for its messages.
+
+    Attributes:
+        work: Processes one photo.
+        done: The past participle for messages, such as "colorized".
+        memory_flags: The flags to lower when memory runs out.
+        remark: Text to add to the line of a finished photo, with its own comma.
+    """
 
     work: Work
-
     done: str
-    """What the photo is then: "colorized" and the like."""
-
     memory_flags: str
-    """Flags that take less memory the smaller they are."""
-
     remark: Callable[[Photo], str] = lambda _: ""
-    """What else to say of a photo that is done."""
 
 
 class ModelRefused(ColorFluxError):
-    """The model cannot do what the settings ask, for whatever photo."""
+    """The model rejects the settings, so every photo would fail."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One photo and the file that its result goes to."""
+    """A photo and the file for its result."""
 
     source: Path
     target: Path
 
     @property
     def is_done(self) -> bool:
-        """Whether there is such a file already; files appear whole or not at all."""
+        """Whether the result exists; it is complete then, since files are written atomically."""
         return self.target.is_file()
 
 
-def plan(inputs: Sequence[Path], output: Path, suffix: str | None = None) -> list[Job]:
-    """What there is to do, in natural order.
+def list_jobs(inputs: Sequence[Path], output: Path, suffix: str | None = None) -> list[Job]:
+    """Match each input photo with its output file, in natural order (scan2 before scan10).
 
-    A photo keeps its name; one found in a folder or its subfolders keeps its place there, too.
-    Files that are named themselves are tried whatever they are called.
+    Outputs keep the photos' names, and the subfolders below an input folder. Inputs that are files
+    are accepted under any name.
 
     Args:
         inputs: Photos and folders of photos.
-        output: A folder, which need not exist; for a single photo, the file itself if it is called
-            like one. As a folder inside an input folder, it is not an input itself.
-        suffix: Of all outputs; None keeps each photo's own where it can be written, else ".png".
+        output: A folder, which need not exist, or, for a single photo, a file name that ends like a
+            photo's. If it lies inside an input folder, it is not searched for photos.
+        suffix: Suffix of all outputs. None keeps each photo's own, or ".png" if that cannot be
+            written.
 
     Raises:
-        ColorFluxError: when an input is missing or a folder without photos, when the output does
-            not suit the inputs, or when a photo would be overwritten by its own or another's
-            result.
+        ColorFluxError: when an input does not exist or has no photos, the output does not suit the
+            inputs, or a result would overwrite an input or another result.
     """
     for path in inputs:
         if not path.exists():
@@ -93,45 +94,46 @@ def plan(inputs: Sequence[Path], output: Path, suffix: str | None = None) -> lis
     else:
         _require_folder(output)
         jobs = [
-            Job(path, output / _named(path.relative_to(top), suffix))
+            Job(path, output / _output_name(path.relative_to(top), suffix))
             for given in inputs
-            for path, top in find_photos(given, leave_out=output)
+            for top in [given if given.is_dir() else given.parent]
+            for path in find_photos(given, leave_out=output)
         ]
     jobs = list(dict.fromkeys(jobs))
     _require_own_targets(jobs)
     return sorted(jobs, key=lambda job: _natural(job.source))
 
 
-def prepare(jobs: Sequence[Job]) -> None:
-    """Make the folders that the targets go to. Raises ColorFluxError when nothing can go there."""
+def make_folders(jobs: Sequence[Job]) -> None:
+    """Create the output folders. Raises ColorFluxError when one cannot be created or written."""
     for folder in dict.fromkeys(job.target.parent for job in jobs):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ColorFluxError(
-                f"The folder {folder} cannot be made ({error.strerror}): choose another with -o."
+                f"The folder {folder} cannot be created ({error.strerror}): choose another with -o."
             ) from error
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise ColorFluxError(f"The folder {folder} cannot be written to: choose another -o.")
+            raise ColorFluxError(f"The folder {folder} is not writable: choose another with -o.")
 
 
-def run(
+def process_jobs(
     jobs: Sequence[Job],
     task: Task,
     *,
     max_megapixels: float = MAX_MEGAPIXELS,
     quiet: bool = False,
 ) -> list[str]:
-    """Work on photo after photo, with a progress bar and a line for each on stderr.
+    """Process photo after photo, with a progress bar and a line for each on stderr.
 
     Args:
-        jobs: The photos and what they become.
-        task: How.
-        max_megapixels: Photos of more pixels count as failed.
-        quiet: Nothing is written to stderr.
+        jobs: The photos and their outputs.
+        task: What to do with each photo.
+        max_megapixels: Larger photos count as failed.
+        quiet: Write nothing to stderr.
 
     Returns:
-        Why each photo that failed did so: it could not be read, worked on or written.
+        One message for each photo that could not be read, processed or written.
 
     Raises:
         ModelRefused: at the first photo, when the task raises a ColorFluxError.
@@ -147,7 +149,7 @@ def run(
             started = time.perf_counter()
             try:
                 photo = load_photo(job.source, max_megapixels=max_megapixels)
-                rgb = _done(photo, task, report)
+                rgb = _processed(photo, task, report)
                 save_photo(job.target, rgb, like=photo)
             except ModelRefused:
                 raise
@@ -163,13 +165,13 @@ def run(
 
 
 def tone_of(photo: Photo) -> Tone:
-    """Whether a photo is gray, toned like sepia, or has colors of its own."""
+    """Whether a photo is gray, toned like sepia, or in color."""
     if photo.is_gray:
         return "gray"
     return tone(Canvas("aspect", 256).resizing(photo.size).to_canvas(photo.pixels))
 
 
-def _done(photo: Photo, task: Task, report: Report) -> Tensor:
+def _processed(photo: Photo, task: Task, report: Report) -> Tensor:
     try:
         rgb = task.work(photo, report)
     except ColorFluxError as error:
@@ -177,53 +179,24 @@ def _done(photo: Photo, task: Task, report: Report) -> Tensor:
     except (RuntimeError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
         if _is_out_of_memory(error):
-            reason = (
-                "it takes more memory than there is; try a smaller "
-                f"{task.memory_flags} or --device cpu."
-            )
+            reason = f"out of memory; try a smaller {task.memory_flags} or --device cpu."
         raise ColorFluxError(f"{photo.path} could not be {task.done}: {reason}") from error
     if not rgb.sum().isfinite():
         raise ColorFluxError(
-            f"{photo.path} could not be {task.done}: the model's result is not a number "
-            f"everywhere; try --dtype float32."
+            f"{photo.path} could not be {task.done}: the model's result has NaN or "
+            f"infinite values; try --dtype float32."
         )
     return rgb
 
 
-def find_photos(given: Path, leave_out: Path) -> list[tuple[Path, Path]]:
-    """(photo, the folder that its place is counted from) for a photo or all those in a folder.
-
-    Raises ColorFluxError when there is none, or a folder cannot be read.
-    """
-    if not given.is_dir():
-        return [(given, given.parent)]
-
-    def refuse(error: OSError) -> None:
-        raise ColorFluxError(f"{error.filename} cannot be read: {error.strerror}.") from error
-
-    found = []
-    left_out = leave_out.resolve()
-    for name, folders, files in os.walk(given, onerror=refuse):
-        folder = Path(name)
-        folders[:] = [
-            sub
-            for sub in folders
-            if not sub.startswith(".") and (folder / sub).resolve() != left_out
-        ]
-        found += [(folder / file, given) for file in files if is_photo_file(folder / file)]
-    if not found:
-        raise ColorFluxError(f"{given} has no photos in it: they end in {_endings()}.")
-    return found
-
-
-def _named(path: Path, suffix: str | None) -> Path:
+def _output_name(path: Path, suffix: str | None) -> Path:
     if suffix is not None:
         return path.with_suffix(suffix)
     return path if path.suffix.lower() in PHOTO_SUFFIXES else path.with_suffix(".png")
 
 
 def _natural(path: Path) -> list[list[str | int]]:
-    """Sorts scan2 before scan10."""
+    """A sort key that puts scan2 before scan10."""
     return [
         [int(piece) if i % 2 else piece.casefold() for i, piece in enumerate(pieces)]
         for pieces in (re.split(r"([0-9]+)", part) for part in path.parts)
@@ -244,18 +217,19 @@ def _require_folder(output: Path) -> None:
         raise ColorFluxError(f"{output} is a file: choose a folder with -o.")
     if output.suffix.lower() in PHOTO_SUFFIXES and not output.is_dir():
         raise ColorFluxError(
-            f"{output} is named like one photo, and the input is more: choose a folder with -o."
+            f"{output} is named like a photo, but is for several inputs: choose a folder with -o."
         )
 
 
 def _require_own_targets(jobs: Sequence[Job]) -> None:
+    """Refuse jobs that would overwrite an input, or each other's results."""
     sources = {job.source.resolve() for job in jobs}
     taken: dict[Path, Path] = {}
     for job in jobs:
         target = job.target.resolve()
         if target in sources:
             raise ColorFluxError(
-                f"{job.target} is a photo to work on, and would be lost: choose another -o."
+                f"{job.target} is an input photo and would be overwritten: choose another -o."
             )
         if target in taken:
             raise ColorFluxError(

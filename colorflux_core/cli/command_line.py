@@ -150,9 +150,9 @@ def work_through(prog: str, args: argparse.Namespace, load: Callable[[float], Ta
         ColorFluxError: as :mod:`colorflux_core.cli.batch` does, before or at the first photo.
     """
     from ..photos.photo import MAX_MEGAPIXELS
-    from .batch import plan, prepare, run
+    from .batch import list_jobs, make_folders, process_jobs
 
-    jobs = plan(args.photos, args.output, args.format and f".{args.format}")
+    jobs = list_jobs(args.photos, args.output, args.format and f".{args.format}")
     todo = [job for job in jobs if args.overwrite or not job.is_done]
     skipped = len(jobs) - len(todo)
     if skipped and not args.quiet:
@@ -163,11 +163,11 @@ def work_through(prog: str, args: argparse.Namespace, load: Callable[[float], Ta
     if args.dry_run or not todo:
         return DONE
 
-    prepare(todo)
+    make_folders(todo)
     limit = MAX_MEGAPIXELS if args.max_megapixels is None else args.max_megapixels
     task = load(limit)
     started = time.perf_counter()
-    failures = run(todo, task, max_megapixels=limit, quiet=args.quiet)
+    failures = process_jobs(todo, task, max_megapixels=limit, quiet=args.quiet)
     for failure in failures:
         tell_error(prog, failure)
     done = len(todo) - len(failures)

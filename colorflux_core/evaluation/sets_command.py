@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from ..cli.batch import find_photos
 from ..cli.command_line import DONE, SOME_FAILED, tell
 from ..cli.flags import Parser, whole_number
 from ..errors import ColorFluxError
+from ..photos.finding import find_photos
 from .benchmark.build import Recipe, build_sets
 from .benchmark.sets import MANIFEST, read_sets
 
@@ -118,5 +118,5 @@ def photos_in(given: Sequence[Path], output: Path) -> list[Path]:
     def in_benchmark(path: Path, top: Path) -> bool:
         return any((above / MANIFEST).is_file() for above in path.parents if top in above.parents)
 
-    found = [(path, top) for top in given for path, _ in find_photos(top, leave_out=output)]
+    found = [(path, top) for top in given for path in find_photos(top, leave_out=output)]
     return list(dict.fromkeys(path for path, top in found if not in_benchmark(path, top)))

@@ -62,7 +62,7 @@ def image_ids(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Rotary positions (h/2 * w/2, 3) of the tokens of `height` x `width` latents: 0, row, column."""
+    """Rotary positions (h/2 * w/2, 3), each (0, row, column), of `height` x `width` latents."""
     _require_even(height, width)
     ids = torch.zeros(height // 2, width // 2, 3, device=device)
     ids[..., 1] = torch.arange(height // 2, device=device)[:, None]

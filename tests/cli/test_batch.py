@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from colorflux_core.cli.batch import Job, Report, Task, plan, run
+from colorflux_core.cli.batch import Job, Report, Task, list_jobs, process_jobs
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.photos.photo import Photo
 
@@ -26,7 +26,7 @@ def photos(*names: str) -> None:
 
 
 def planned(inputs: str, output: str, suffix: str | None = None) -> list[tuple[str, str]]:
-    jobs = plan([Path(name) for name in inputs.split()], Path(output), suffix)
+    jobs = list_jobs([Path(name) for name in inputs.split()], Path(output), suffix)
     return [(str(job.source), str(job.target)) for job in jobs]
 
 
@@ -98,11 +98,11 @@ def test_one_suffix_for_all() -> None:
         ("in/a.jpg in/a.png", "out", ".png", ["in/a.jpg", "in/a.png", "out/a.png"]),
         ("in", "out", ".png", ["in/a.jpg", "in/a.png", "out/a.png"]),
         ("in other", "out", None, ["in/a.jpg", "other/a.jpg", "out/a.jpg"]),
-        ("in", "in", None, ["in/a.", "lost"]),
-        ("in/a.jpg", "in", None, ["in/a.jpg", "lost"]),
-        ("in/a.jpg", "in/../in/a.jpg", None, ["a.jpg", "lost"]),
-        ("in/a.jpg other/a.jpg", "in", None, ["in/a.jpg", "lost"]),
-        ("link.jpg", "in/a.jpg", None, ["in/a.jpg", "lost"]),
+        ("in", "in", None, ["in/a.", "overwritten"]),
+        ("in/a.jpg", "in", None, ["in/a.jpg", "overwritten"]),
+        ("in/a.jpg", "in/../in/a.jpg", None, ["a.jpg", "overwritten"]),
+        ("in/a.jpg other/a.jpg", "in", None, ["in/a.jpg", "overwritten"]),
+        ("link.jpg", "in/a.jpg", None, ["in/a.jpg", "overwritten"]),
         ("in/a.jpg nowhere", "out", None, ["nowhere", "does not exist"]),
         ("empty", "out", None, ["empty", "no photos"]),
         ("in empty", "out", None, ["empty", "no photos"]),
@@ -142,7 +142,7 @@ def test_a_photo_that_fails_leaves_the_others_alone(error: Exception, named: lis
         return photo.rgb
 
     jobs = [Job(Path(name), Path(f"{name}.png")) for name in ("a.png", "b.png")]
-    (failure,) = run(jobs, Task(work, "framed", "--tile"), quiet=True)
+    (failure,) = process_jobs(jobs, Task(work, "framed", "--tile"), quiet=True)
     assert failure.startswith("a.png could not be framed: ")
     assert not [name for name in named if name not in failure], failure
     assert "\n" not in failure

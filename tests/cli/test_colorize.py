@@ -353,7 +353,7 @@ def test_a_killed_run_says_little_and_can_be_resumed(
         ("nowhere.png -o b.png", ["nowhere.png", "does not exist"]),
         ("empty -o out", ["empty", "no photos"]),
         ("a.png -o b.png --reference nowhere.jpg", ["nowhere.jpg"]),
-        ("a.png -o a.png", ["a.png", "lost"]),
+        ("a.png -o a.png", ["a.png", "overwritten"]),
         ("a.png -o a.png/b.png", ["a.png", "-o"]),
         ("a.png -o proc/new/b.png", ["proc/new", "-o"]),
     ],

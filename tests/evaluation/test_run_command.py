@@ -13,11 +13,11 @@ from PIL import Image
 
 from colorflux_core.bundles.bundle import load_bundle, save_bundle
 from colorflux_core.evaluation.__main__ import main
-from colorflux_core.evaluation.benchmark.sets import to_uint8
 from colorflux_core.evaluation.scores import Score, read_scores, write_scores
 from colorflux_core.model.colorization import colorize
 from colorflux_core.model.settings import Settings
 from colorflux_core.photos.canvas import Canvas
+from colorflux_core.photos.images import eight_bit
 from colorflux_core.photos.photo import load_photo
 from tests.cli.command_runs import Result, files, refused, result_of
 from tests.evaluation.judges.judge_server import serving, six
@@ -94,7 +94,7 @@ def test_a_bundle_and_folders_of_results(run: Run) -> None:
 
     bundle = load_bundle("bundle")
     photo = load_photo("bench/real/grandma.png")
-    expected = to_uint8(colorize(bundle.pipeline, photo.pixels, bundle.settings))
+    expected = np.array(eight_bit(colorize(bundle.pipeline, photo.pixels, bundle.settings)))
     written = np.array(Image.open("report/results/Ours/real/grandma.png"))
     np.testing.assert_array_equal(written, expected)
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from colorflux_core.digest import digest
 from colorflux_core.photos.color import Fading, fade, grayscale, unit_range
+from colorflux_core.photos.images import eight_bit, to_uint8
 from colorflux_core.photos.photo import load_photo
 
 from ..config import LoopConfig
@@ -73,13 +73,6 @@ def open_rgb(file: Path) -> Image.Image:
     return eight_bit(load_photo(file).pixels)
 
 
-def eight_bit(pixels: Tensor) -> Image.Image:
-    """A PIL image of uint8 or uint16 (3, H, W)."""
-    deep = pixels.dtype == torch.uint16
-    samples = pixels.permute(1, 2, 0).numpy()
-    return Image.fromarray((samples >> 8).astype(np.uint8) if deep else samples)
-
-
 def squash(image: Image.Image, side: int) -> Image.Image:
     """The full photo resized to a square, as in the paper (5.1)."""
     return image.resize((side, side), Image.Resampling.LANCZOS)
@@ -98,11 +91,6 @@ def random_view(image: Image.Image, side: int, rng: random.Random) -> Image.Imag
     box = (left, top, left + width, top + height)
     view = image.resize((side, side), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     return ImageOps.mirror(view) if rng.random() < 0.5 else view
-
-
-def to_uint8(image: Image.Image) -> Tensor:
-    """A PIL image as a uint8 tensor (3, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def gray(pictures: Tensor) -> Tensor:

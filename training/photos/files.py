@@ -1,4 +1,4 @@
-"""The photo files in folders, as they are at this moment."""
+"""The photo files that a manifest is made from."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.photos.finding import files_in
 from colorflux_core.photos.photo import is_photo_file
 
 
 @dataclass(frozen=True)
 class PhotoFile:
-    """A file as it was when it was found: with another size or time it is another photo.
+    """A file as it was when it was found; if its size or time changes, it is measured again.
 
     Attributes:
         file: relative to the manifest's folder, with forward slashes.
@@ -29,23 +29,22 @@ class PhotoFile:
 
 @dataclass(frozen=True)
 class Found:
-    """Photos to look at, and the other files, each with the reason why it is none."""
+    """The photo files, and all other files with the reason why they are not photos."""
 
     photos: list[PhotoFile]
     others: dict[str, str]
 
 
-def find_photos(folders: Sequence[str], output: Path, own: set[str]) -> Found:
-    """What is in the folders, in their order and by name within each.
+def list_files(folders: Sequence[str], output: Path, own: set[str]) -> Found:
+    """The files in the folders, folder by folder and sorted by path.
 
     Args:
         folders: Each FOLDER, or FOLDER=COUNT for its first photos.
-        output: Absolute path of the folder that names become relative to.
-        own: Names of files in ``output`` that are left out.
+        output: Absolute path of the folder that the names are relative to.
+        own: Names of files in ``output`` to ignore.
 
     Raises:
-        ColorFluxError: when there is no such folder, and when it has no photos.
-        OSError: when one of its subfolders cannot be read.
+        ColorFluxError: when a folder does not exist, has no photos or cannot be read.
     """
     photos: dict[str, PhotoFile] = {}
     others: dict[str, str] = {}
@@ -74,33 +73,11 @@ def find_photos(folders: Sequence[str], output: Path, own: set[str]) -> Found:
 
 
 def folder_and_count(given: str) -> tuple[Path, int | None]:
-    """FOLDER=COUNT, or FOLDER alone with no count; a folder's own name may look like the first."""
+    """The parts of FOLDER=COUNT or FOLDER; an existing folder's name may itself contain ``=``."""
     folder, _, count = given.rpartition("=")
     if folder and count.isdecimal() and not Path(given).is_dir():
         return Path(folder), int(count)
     return Path(given), None
-
-
-def files_in(folder: Path) -> list[Path]:
-    """The files of a folder and its subfolders by name, hidden ones left out.
-
-    Links are followed, but no folder is read twice. Raises OSError.
-    """
-
-    def refuse(error: OSError) -> NoReturn:
-        raise error
-
-    found: list[Path] = []
-    read: set[Path] = set()
-    for name, subfolders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        here = Path(name)
-        if here.resolve() in read:
-            subfolders.clear()
-            continue
-        read.add(here.resolve())
-        subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
-        found += [here / file for file in files if not file.startswith(".")]
-    return sorted(found)
 
 
 def is_text(name: str) -> bool:

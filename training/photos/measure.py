@@ -7,7 +7,6 @@ average of what they are at full size. Photos above the core's MAX_MEGAPIXELS ar
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -22,12 +21,13 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from colorflux_core.digest import sha256
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.loading import load
 from colorflux_core.photos.color import colorfulness, hsv_statistics, unit_range
+from colorflux_core.photos.images import eight_bit, to_uint8
 from colorflux_core.photos.photo import Photo, load_photo
 
-from ..data.pictures import eight_bit, to_uint8
 from .files import PhotoFile
 
 MEASURED_SIDE = 512
@@ -100,9 +100,7 @@ def picture(photo: Photo, side: int) -> Image.Image:
 def content(photo: Photo) -> str:
     """The same for the same pixels, whatever the file around them."""
     samples = photo.pixels.permute(1, 2, 0).numpy()
-    digest = hashlib.sha256(str(samples.shape).encode())
-    digest.update(np.ascontiguousarray(samples).data)
-    return digest.hexdigest()
+    return sha256(str(samples.shape).encode(), np.ascontiguousarray(samples).data)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from colorflux_core.photos.contact_sheet import below, beside, cell, label
 from colorflux_core.photos.photo import load_photo
 
 from .measure import picture
@@ -16,20 +17,14 @@ LABEL_HEIGHT = 24
 
 
 def contact_sheet(rows: Mapping[str, list[Path]]) -> Image.Image:
-    """Rows of up to COLUMNS photos under their labels.
+    """Rows of up to COLUMNS photos below their labels.
 
     Raises ColorFluxError when a photo cannot be read.
     """
-    row_height = LABEL_HEIGHT + CELL + GAP
-    sheet = Image.new(
-        "RGB", (COLUMNS * (CELL + GAP) + GAP, max(1, len(rows)) * row_height), "white"
-    )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-    for row, (label, photos) in enumerate(rows.items()):
-        top = row * row_height
-        draw.text((GAP, top + GAP), label, "black", font)
-        for column, photo in enumerate(photos[:COLUMNS]):
-            small = picture(load_photo(photo), CELL)
-            left = GAP + column * (CELL + GAP) + (CELL - small.width) // 2
-            sheet.paste(small, (left, top + LABEL_HEIGHT + (CELL - small.height) // 2))
-    return sheet
+    parts = []
+    for text, photos in rows.items():
+        pictures = [picture(load_photo(photo), CELL) for photo in photos[:COLUMNS]]
+        empty = [None] * (COLUMNS - len(pictures))
+        row = beside([cell(each, CELL, CELL) for each in (*pictures, *empty)], GAP)
+        parts += [label(text, row.width, LABEL_HEIGHT), row]
+    return below(parts, GAP)

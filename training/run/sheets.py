@@ -1,12 +1,14 @@
-"""Sample sheets, which grow row by row as training goes on."""
+"""Sample sheets: a row of pictures for each sample step, below those of earlier steps."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
+
+from colorflux_core.photos.contact_sheet import below, beside, label
+from colorflux_core.photos.images import eight_bit
 
 from ..stage import Sheet
 
@@ -22,31 +24,21 @@ def grow_sheet(folder: Path, sheet: Sheet, step: int) -> None:
     rows so far as ``samples.jpg``."""
     strips = folder / "samples"
     strips.mkdir(exist_ok=True)
-    labeled(grid(sheet.drawn), f"step {step}").save(strips / f"step-{step:07}.png")
+    drawn = grid(sheet.drawn)
+    title = label(f" step {step}", drawn.width, LABEL, "white", "black")
+    below([title, drawn]).save(strips / f"step-{step:07}.png")
     parts = [grid(sheet.given), *(Image.open(strip) for strip in sorted(strips.glob("*.png")))]
     scale = min(1.0, MAX_SIDE / parts[0].width, MAX_SIDE / sum(part.height for part in parts))
-    parts = [ImageOps.scale(part, scale) for part in parts]
-    whole = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)))
-    for index, part in enumerate(parts):
-        whole.paste(part, (0, sum(above.height for above in parts[:index])))
-    whole.save(folder / "samples.jpg", quality=92)
+    below([ImageOps.scale(part, scale) for part in parts]).save(folder / "samples.jpg", quality=92)
 
 
 def truncate_sheets(folder: Path, step: int) -> None:
-    """Drop the samples drawn after the checkpoint that a run resumes from."""
+    """Delete the samples drawn after the checkpoint that a run resumes from."""
     for strip in (folder / "samples").glob("step-*.png"):
         if int(strip.stem.removeprefix("step-")) > step:
             strip.unlink()
 
 
 def grid(rows: list[Tensor]) -> Image.Image:
-    pictures = torch.cat([torch.cat(list(row.float().cpu()), dim=-1) for row in rows], dim=-2)
-    pixels = (pictures.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
-    return Image.fromarray(pixels.numpy())
-
-
-def labeled(image: Image.Image, text: str) -> Image.Image:
-    whole = Image.new("RGB", (image.width, image.height + LABEL))
-    whole.paste(image, (0, LABEL))
-    ImageDraw.Draw(whole).text((6, 4), text, fill="white")
-    return whole
+    """Rows of pictures (N, 3, H, W) in [0, 1]."""
+    return below([beside([eight_bit(picture.float()) for picture in row]) for row in rows])

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
 from ...cli.batch import tone_of
+from ...digest import sha256
 from ...errors import ColorFluxError
 from ...photos.color import Fading, fade, grayscale, sample_fading, unit_range
+from ...photos.images import eight_bit, to_uint8
 from ...photos.photo import Photo, load_photo
 from ..rows import read_rows, write_file, write_rows
-from .sets import KINDS, MANIFEST, Row, digest, eight_bit, to_uint8
+from .sets import KINDS, MANIFEST, Row
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ def remove_build(folder: Path) -> None:
 def write_color_photo(photo: Photo, folder: Path, recipe: Recipe) -> Iterator[Row]:
     """Write a photo's truth and its images in both sets; yield their manifest rows."""
     name = photo.path.stem
-    true = resized(Image.fromarray(eight_bit(photo)), recipe)
+    true = resized(eight_bit(photo.pixels), recipe)
     fading = fading_of(name, recipe)
     truth = write_png(folder, f"truth/{name}.png", true)
-    source = digest(photo.path)
+    source = sha256(photo.path.read_bytes())
     for kind, image in {"synthesized": true, "augmented": fade(true, fading)}.items():
         yield Row(
             kind,
@@ -112,9 +112,10 @@ def write_color_photo(photo: Photo, folder: Path, recipe: Recipe) -> Iterator[Ro
 def write_old_photo(photo: Photo, folder: Path, recipe: Recipe) -> Iterator[Row]:
     """Write an old photo to the set ``real``; yield its manifest row."""
     name = photo.path.stem
-    image = resized(Image.fromarray(eight_bit(photo)), recipe)
+    image = resized(eight_bit(photo.pixels), recipe)
     written = write_png(folder, f"real/{name}.png", image)
-    yield Row("real", name, written, "", "", "", photo.path.name, digest(photo.path))
+    source = sha256(photo.path.read_bytes())
+    yield Row("real", name, written, "", "", "", photo.path.name, source)
 
 
 def fading_of(name: str, recipe: Recipe) -> Fading:
@@ -142,8 +143,7 @@ def resized(image: Image.Image, recipe: Recipe) -> Image.Image:
 
 def to_gray(image: Image.Image) -> Image.Image:
     """Convert to 8-bit BT.601 luma in three equal channels, like a gray scan."""
-    rgb = unit_range(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-    return Image.fromarray(to_uint8(grayscale(rgb)))
+    return eight_bit(grayscale(unit_range(to_uint8(image))))
 
 
 def write_png(folder: Path, name: str, image: Image.Image) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -11,12 +10,13 @@ from pathlib import Path
 from torch import Tensor
 
 from ...bundles.bundle import Bundle
-from ...cli.batch import Job, Report, Task, prepare, run
+from ...cli.batch import Job, Report, Task, make_folders, process_jobs
+from ...digest import sha256
 from ...errors import ColorFluxError
 from ...model.colorization import colorize
 from ...photos.photo import Photo
 from ..rows import write_file
-from .sets import BenchmarkSet, digest
+from .sets import BenchmarkSet
 
 MADE_BY = "made-by.json"
 
@@ -52,7 +52,7 @@ def colorize_sets(
     todo = [job for job in jobs if not job.is_done]
     if not todo:
         return
-    prepare(todo)
+    make_folders(todo)
     bundle = load()
 
     def colorize_photo(photo: Photo, report: Report) -> Tensor:
@@ -60,7 +60,7 @@ def colorize_sets(
             bundle.pipeline, photo.pixels, bundle.settings, on_step=partial(report, "step")
         )
 
-    failures = run(todo, Task(colorize_photo, "colorized", "canvas"), quiet=quiet)
+    failures = process_jobs(todo, Task(colorize_photo, "colorized", "canvas"), quiet=quiet)
     if failures:
         raise ColorFluxError("; ".join(failures))
 
@@ -87,10 +87,9 @@ def require_same(folder: Path, made_by: Mapping[str, object]) -> None:
 
 def hash_inputs(benchmark: BenchmarkSet) -> str:
     """Hash the names and files of a set's input images."""
-    hashed = hashlib.sha256()
-    for item in benchmark.items:
-        hashed.update(f"{item.name} {digest(item.input)}".encode())
-    return hashed.hexdigest()
+    return sha256(
+        *(f"{item.name} {sha256(item.input.read_bytes())}".encode() for item in benchmark.items)
+    )
 
 
 def file_stats(bundle: Path) -> dict[str, object]:

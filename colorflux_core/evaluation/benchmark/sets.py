@@ -12,17 +12,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
-
 from ...errors import ColorFluxError
-from ...photos.photo import Photo
 from ..rows import read_rows
 
 KINDS = ("synthesized", "augmented", "real")
@@ -55,20 +50,6 @@ class Row(NamedTuple):
     """Fading factors in the order of application, such as ``contrast 0.731 brightness 0.9``."""
     source: str
     source_sha256: str
-
-
-def eight_bit(photo: Photo) -> np.ndarray:
-    """Return a photo's RGB pixels as uint8 (H, W, 3)."""
-    return to_uint8(photo.rgb)
-
-
-def to_uint8(rgb: torch.Tensor) -> np.ndarray:
-    """Round RGB (3, H, W) in [0, 1] to uint8 (H, W, 3)."""
-    return (rgb * 255).round().byte().permute(1, 2, 0).numpy()
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_sets(folder: Path) -> list[BenchmarkSet]:

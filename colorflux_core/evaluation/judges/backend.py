@@ -11,8 +11,8 @@ from typing import Protocol
 from PIL import Image
 
 from ...errors import ColorFluxError
+from ...photos.images import eight_bit
 from ...photos.photo import load_photo
-from ..benchmark.sets import eight_bit
 from .template import Turn
 
 Chat = Callable[[Sequence[Turn]], Awaitable[str]]
@@ -49,7 +49,7 @@ def load_image(path: Path, max_pixels: int) -> Image.Image:
         NoVerdict: if the file cannot be read.
     """
     try:
-        image = Image.fromarray(eight_bit(load_photo(path)))
+        image = eight_bit(load_photo(path).pixels)
     except ColorFluxError as error:
         raise NoVerdict(str(error)) from error
     scale = math.sqrt(max_pixels / (image.width * image.height))

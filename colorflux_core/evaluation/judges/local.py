@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
 )
 
+from ...digest import sha256
 from ...errors import ColorFluxError
 from .backend import Chat, NoReply, load_image
 from .limits import MAX_PIXELS, MAX_TOKENS
@@ -60,16 +60,15 @@ class LocalModel:
         Raises:
             ColorFluxError: if the folder has no weights.
         """
-        contents = hashlib.sha256()
+        contents: list[bytes] = []
         for path in weight_files(self.folder):
             size = path.stat().st_size
-            contents.update(f"{path.name} {size}".encode())
             with path.open("rb") as file:
                 file.seek(max(0, size - MEBIBYTE))
-                contents.update(file.read())
+                contents += [f"{path.name} {size}".encode(), file.read()]
         for path in sorted(self.folder.glob("*.json")):
-            contents.update(path.name.encode() + path.read_bytes())
-        return f"{self.folder.resolve().name} {contents.hexdigest()[:16]}"
+            contents += [path.name.encode(), path.read_bytes()]
+        return f"{self.folder.resolve().name} {sha256(*contents)[:16]}"
 
     @property
     def settings(self) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +12,10 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from ...digest import sha256
 from ...errors import ColorFluxError
 from ..benchmark.methods import Method
-from ..benchmark.sets import BenchmarkSet, digest
+from ..benchmark.sets import BenchmarkSet
 from ..metrics.cache import Cache
 from ..scores import Score
 from .backend import Backend, Chat, NoReply, NoVerdict
@@ -115,7 +115,7 @@ def judge_methods(
         {
             "judge": judge.name,
             "model": backend.model,
-            "template": judge.template.digest,
+            "template": judge.template.fingerprint,
             **{name: str(value) for name, value in backend.settings.items()},
         },
         failures,
@@ -171,8 +171,14 @@ def with_cache(chat: Chat, backend: Backend, cache: Cache, patience: int) -> Cha
 def request_key(model: str, settings: Mapping[str, object], turns: Sequence[Turn]) -> str:
     """Hash everything a reply depends on; images by their file content."""
     messages = [
-        (role, [part if isinstance(part, str) else {"sha256": digest(part)} for part in parts])
+        (
+            role,
+            [
+                part if isinstance(part, str) else {"sha256": sha256(part.read_bytes())}
+                for part in parts
+            ],
+        )
         for role, parts in turns
     ]
     request = json.dumps([model, settings, messages], sort_keys=True)
-    return hashlib.sha256(request.encode()).hexdigest()
+    return sha256(request.encode())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from ...digest import sha256
 from ...errors import ColorFluxError
 
 GRAY, COLORIZED, USER = "{gray}", "{colorized}", "{user}"
@@ -31,9 +31,9 @@ class Template:
     text: str
 
     @property
-    def digest(self) -> str:
-        """A hash that identifies the template; scores of different templates are not comparable."""
-        return hashlib.sha256(self.text.strip().encode()).hexdigest()[:16]
+    def fingerprint(self) -> str:
+        """Identifies the template; scores of different templates are not comparable."""
+        return sha256(self.text.strip().encode())[:16]
 
     def turns(self, gray: Path, colorized: Path) -> tuple[Turn, ...]:
         """Fill in the images: an optional system message, then the user's message."""

@@ -8,7 +8,6 @@ Inception's weights come as a pickle or TorchScript, which can execute code and 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Sequence
@@ -16,16 +15,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 
 from ...bundles.weights import explained, require_finite, require_fit
+from ...digest import sha256
 from ...errors import ColorFluxError
+from ...photos.images import eight_bit
 from ...photos.photo import load_photo
 from ..benchmark.methods import Method
-from ..benchmark.sets import BenchmarkSet, digest, eight_bit
+from ..benchmark.sets import BenchmarkSet
 from ..scores import Column, Score
 from .cache import Cache
 
@@ -79,7 +79,7 @@ def load_encoder(
     require_fit(folder, report["missing_keys"], (), ())
     require_finite(folder, model.state_dict())
     files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
-    content = f"{dtype} " + " ".join(map(digest, files))
+    content = f"{dtype} " + " ".join(sha256(file.read_bytes()) for file in files)
     kind = model.config.model_type.removesuffix("_model").removesuffix("_vision")
     return Encoder(kind, content, model.to(device).eval(), processor)
 
@@ -93,7 +93,7 @@ def encode(encoder: Encoder, path: Path) -> Tensor:
     Raises:
         ColorFluxError: if the photo cannot be read.
     """
-    image = Image.fromarray(eight_bit(load_photo(path)))
+    image = eight_bit(load_photo(path).pixels)
     pixels = encoder.processor(images=image, return_tensors="pt")["pixel_values"].to(
         encoder.model.device, encoder.model.dtype
     )
@@ -122,7 +122,7 @@ def feature_scores(
     kept = Cache(cache)
 
     def features(path: Path) -> Tensor:
-        key = hashlib.sha256(f"{encoder.content} {digest(path)}".encode()).hexdigest()
+        key = sha256(f"{encoder.content} {sha256(path.read_bytes())}".encode())
         if key not in kept:
             kept.add(key, encode(encoder, path).tolist())
         return torch.tensor(kept[key])

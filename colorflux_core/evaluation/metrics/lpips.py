@@ -11,7 +11,6 @@ convert them like this:
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -24,11 +23,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...bundles.weights import explained, require_finite, require_same_layout
+from ...digest import sha256
 from ...errors import ColorFluxError
 from ...photos.photo import load_photo
 from ...photos.resize import Resizing
 from ..benchmark.methods import Method
-from ..benchmark.sets import BenchmarkSet, digest
+from ..benchmark.sets import BenchmarkSet
 from ..scores import Column, Score
 from .cache import Cache
 
@@ -123,11 +123,12 @@ def lpips_scores(
         ColorFluxError: as :func:`load_lpips` and :meth:`Method.results`, or if the cache cannot be
             used.
     """
-    weights, of_weights, kept = load_lpips(path, device), digest(path), Cache(cache)
+    weights, kept = load_lpips(path, device), Cache(cache)
+    of_weights = sha256(path.read_bytes())
 
     def value(result: Path, truth: Path) -> float:
-        content = f"lpips {of_weights} {digest(result)} {digest(truth)}"
-        key = hashlib.sha256(content.encode()).hexdigest()
+        of_pictures = f"{sha256(result.read_bytes())} {sha256(truth.read_bytes())}"
+        key = sha256(f"lpips {of_weights} {of_pictures}".encode())
         if key not in kept:
             true, photo = load_photo(truth), load_photo(result)
             pair = (

@@ -6,7 +6,6 @@ Each file is read only once per image.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import re
@@ -19,6 +18,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ...digest import sha256
 from ...errors import ColorFluxError
 from ...loading import load
 from ...photos.canvas import Size
@@ -26,7 +26,7 @@ from ...photos.color import unit_range
 from ...photos.photo import Photo, load_photo
 from ...photos.resize import Resizing
 from ..benchmark.methods import Method
-from ..benchmark.sets import BenchmarkSet, Item, digest
+from ..benchmark.sets import BenchmarkSet, Item
 from ..scores import TRUTH, Score
 from .cache import Cache
 from .metrics import METRICS, RESIZED, VERSION, Metric
@@ -190,11 +190,12 @@ def _measure_job(job: FrameJob, known: frozenset[str]) -> dict[str, Measured]:
 def _cache_key(job: FrameJob, method: str) -> str:
     """Hash everything the values depend on."""
     keys = [metric.column.key for metric in job.metrics(method)]
-    hashed = hashlib.sha256(f"{VERSION} {keys}".encode())
-    for frame in filter(None, (job.frame, job.before)):
-        for path in (frame.results.get(method), frame.item.input, frame.item.truth):
-            hashed.update(digest(path).encode() if path else b"no file")
-    return hashed.hexdigest()
+    files = (
+        sha256(path.read_bytes()).encode() if path else b"no file"
+        for frame in filter(None, (job.frame, job.before))
+        for path in (frame.results.get(method), frame.item.input, frame.item.truth)
+    )
+    return sha256(f"{VERSION} {keys}".encode(), *files)
 
 
 class _References(NamedTuple):

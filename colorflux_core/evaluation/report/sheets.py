@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,13 +12,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from ...errors import ColorFluxError
 from ...photos.color import rgb_to_ycbcr, unit_range
+from ...photos.contact_sheet import below, beside, cell, label
+from ...photos.images import eight_bit
 from ...photos.photo import load_photo
-from ..benchmark.sets import Item, eight_bit
+from ..benchmark.sets import Item
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ PICTURE, CROP = 320, 240
 
 ZOOM = 3
 """The side of a crop is the longest side divided by this, at most the shortest side."""
+
+GAP, LINE = 12, 24
+"""Pixels between pictures, height of a label."""
 
 SEARCH_SIDE = 128
 """Longest side, in pixels, at which the crop position is searched."""
@@ -111,43 +115,33 @@ def most_different_box(pictures: Sequence[Image.Image]) -> Box:
 
 
 def contact_sheet(strips: Sequence[Strip]) -> Image.Image:
-    """Draw a sheet with a row for each strip: its images, with the crop outlined, above the crops.
+    """Two rows for each strip: its pictures with the crop outlined, and the crops below them.
 
     All strips have the same labels, except that the truth may be absent.
     """
-    labels = list(dict.fromkeys(label for strip in strips for label in strip.pictures))
-    heights = [
-        max(picture.height for picture in strip.pictures.values() if picture) for strip in strips
-    ]
-    column, gap, line = PICTURE, 12, 30
-    width = gap + len(labels) * (column + gap)
-    height = line + sum(line + height + gap + CROP + gap for height in heights)
-    sheet = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(sheet), label_font()
+    labels = list(dict.fromkeys(text for strip in strips for text in strip.pictures))
+    header = beside([label(text, PICTURE, LINE) for text in labels], GAP)
+    return ImageOps.expand(
+        below([header, *(_rows(strip, labels, header.width) for strip in strips)], GAP),
+        GAP,
+        "white",
+    )
 
-    def write(text: str, left: int, top: int, room: int, fill: str = "black") -> None:
-        text = " ".join(text.split())
-        while text and draw.textlength(text, font) > room:
-            text = text[:-2] + "…" if len(text) > 2 else ""
-        draw.text((left, top), text, fill=fill, font=font)
 
-    for index, label in enumerate(labels):
-        write(label, gap + index * (column + gap), 7, column)
-    top = line
-    for strip, picture_height in zip(strips, heights, strict=True):
-        draw.line((gap, top, width - gap, top), fill="silver")
-        write(strip.name, gap, top + 6, width - 2 * gap, "dimgray")
-        top += line
-        for index, label in enumerate(labels):
-            left = gap + index * (column + gap)
-            picture, crop = strip.pictures.get(label), strip.crops.get(label)
-            if picture and crop:
-                sheet.paste(outlined(picture, strip.box), (left, top))
-                sheet.paste(crop, (left, top + picture_height + gap))
-            elif label in strip.pictures:
-                write(NO_RESULT, left, top, column, "dimgray")
-        top += picture_height + gap + CROP + gap
-    return sheet
+def _rows(strip: Strip, labels: Sequence[str], width: int) -> Image.Image:
+    """A strip's part of the sheet, with a line and its name above."""
+    name = label(strip.name, width, LINE, "dimgray")
+    ImageDraw.Draw(name).line((0, 0, width, 0), fill="silver")
+    height = max(picture.height for picture in strip.pictures.values() if picture)
+    pictures, crops = [], []
+    for text in labels:
+        picture, crop = strip.pictures.get(text), strip.crops.get(text)
+        if picture is None and text in strip.pictures:
+            pictures.append(cell(label(NO_RESULT, PICTURE, LINE, "dimgray"), PICTURE, height))
+        else:
+            pictures.append(cell(picture and outlined(picture, strip.box), PICTURE, height))
+        crops.append(cell(crop, PICTURE, CROP))
+    return below([name, beside(pictures, GAP), beside(crops, GAP)], GAP)
 
 
 def outlined(picture: Image.Image, box: Box) -> Image.Image:
@@ -169,7 +163,7 @@ def jpeg(image: Image.Image, quality: int = 82) -> bytes:
 
 
 def _shrunk(path: Path) -> Image.Image:
-    image = Image.fromarray(eight_bit(load_photo(path)))
+    image = eight_bit(load_photo(path).pixels)
     image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     return image
 
@@ -201,11 +195,3 @@ def _pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     left, top = (min(round(at * side), side - 1) for at, side in zip(box[:2], size, strict=True))
     right, bottom = (round(at * side) for at, side in zip(box[2:], size, strict=True))
     return left, top, max(right, left + 1), max(bottom, top + 1)
-
-
-def label_font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """A system font if Pillow finds one, because Pillow's own only covers English letters."""
-    for name in ("DejaVuSans.ttf", "Arial.ttf", "arial.ttf"):
-        with suppress(OSError):
-            return ImageFont.truetype(name, 15)
-    return ImageFont.load_default(15)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from ...digest import sha256
 from ...errors import ColorFluxError
 from ...photos.canvas import Size
 from ...photos.photo import load_photo, save_photo
@@ -121,7 +121,7 @@ def write_result(folder: Path, path: Path, size: Size) -> str:
 
 def write_picture(folder: Path, rgb: Tensor) -> str:
     """Write an image (3, H, W) in [0, 1] and return its id, a hash of its pixels only."""
-    id = hashlib.sha256(rgb.contiguous().numpy().tobytes()).hexdigest()[:20]
+    id = sha256(rgb.contiguous().numpy().tobytes())[:20]
     if not picture_path(folder, id).exists():
         save_photo(picture_path(folder, id), rgb)
     return id

@@ -119,7 +119,7 @@ def test_scores_for_each_set_method_and_image(tmp_path: Path) -> None:
     assert verdicts.provenance == {
         "judge": "qwen-score",
         "model": "qwen",
-        "template": QWEN_SCORE.template.digest,
+        "template": QWEN_SCORE.template.fingerprint,
         "temperature": "0",
         "max_pixels": "1003520",
         "max_tokens": "2048",

@@ -40,7 +40,7 @@ def test_judges_by_name() -> None:
         "q-insight": ("Q-Insight",),
         "visualquality-r1": ("VQ-R1",),
     }
-    assert len({judge.template.digest for judge in JUDGES.values()}) == len(JUDGES)
+    assert len({judge.template.fingerprint for judge in JUDGES.values()}) == len(JUDGES)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_template_of_ones_own(tmp_path: Path, text: str, turns: list[Turn]) ->
     path.write_text(text)
     template = read_template(path, like=QWEN_SCORE.template)
     assert [*template.turns(GRAY, COLOR)] == turns
-    assert template.digest != QWEN_SCORE.template.digest
+    assert template.fingerprint != QWEN_SCORE.template.fingerprint
 
 
 def test_a_template_without_images_gets_those_of_its_judge(tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ def test_a_template_without_images_gets_those_of_its_judge(tmp_path: Path) -> No
 
 
 def test_a_template_is_told_by_its_words() -> None:
-    assert Template("{gray} a").digest == Template("\n{gray} a\n").digest
-    assert Template("{gray} a").digest != Template("{gray} b").digest
+    assert Template("{gray} a").fingerprint == Template("\n{gray} a\n").fingerprint
+    assert Template("{gray} a").fingerprint != Template("{gray} b").fingerprint
 
 
 def test_a_template_that_cannot_be_read(tmp_path: Path) -> None:
@@ -111,5 +111,5 @@ def test_a_template_reaches_the_model_word_for_word(
     system, user = server.asked[0].body["messages"]
     assert system == {"role": "system", "content": "Be strict."}
     assert user["content"][2:] == [{"type": "text", "text": FORM}]
-    assert verdicts.provenance["template"] == template.digest
+    assert verdicts.provenance["template"] == template.fingerprint
     assert [score.value for score in verdicts.scores] == [50.0] * 6

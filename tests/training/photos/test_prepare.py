@@ -19,13 +19,14 @@ import pytest
 from PIL import Image
 
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.photos.finding import files_in
 from colorflux_core.photos.photo import _srgb_profile
 from colorflux_core.photos.sixteen_bit import write_png
 from tests.training.tiny_training import synthetic_photo
 from training.data.manifest import read_manifest
 from training.photos.choose import Filters, choose, reasons_to_leave_out
 from training.photos.duplicates import first_alike
-from training.photos.files import PhotoFile, files_in
+from training.photos.files import PhotoFile
 from training.photos.measure import JOURNAL, Measurement, Measuring, measure, measured
 from training.photos.sheet import COLUMNS, contact_sheet
 from training.prepare import main
