@@ -1,4 +1,4 @@
-"""The choices behind one restoration; their defaults are written down here only."""
+"""Settings of a restoration, with their defaults."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from ..errors import ColorFluxError
 ColorFix = Literal["wavelet", "adain", "none"]
 
 MULTIPLE = 64
-"""Pixels, to which a picture is filled up: SD-Turbo halves its latents three times."""
+"""Images are padded to a multiple of this many pixels, because the UNet halves latents 3 times."""
 
 SMALLEST_TILE = 4 * MULTIPLE
 
 
 @dataclass(frozen=True)
 class Restoration:
-    """How to restore. The defaults are S3Diff's, but for the scale, which there is 4.
+    """Settings of a restoration. The defaults are S3Diff's, except for the scale (4 there).
 
     Raises:
-        ColorFluxError: for a value that cannot be used.
+        ColorFluxError: for an invalid value.
     """
 
     scale: float = 1.0
-    """Size of the result over size of the scan, 1 to 4. S3Diff was trained at 4."""
+    """Upscaling factor, 1 to 4. S3Diff was trained at 4."""
 
     tile: int = 768
-    """Side of a tile in pixels of the result: smaller takes less memory and more time."""
+    """Side of a tile in output pixels. Smaller tiles take less memory and more time."""
 
     guidance: float = 1.07
-    """Of the positive prompt over the negative."""
+    """Classifier-free guidance scale."""
 
     color_fix: ColorFix = "wavelet"
-    """What takes the scan's own colors over."""
+    """Method that transfers the scan's colors to the result."""
 
     gray: bool = False
-    """Whether the result is made gray, as for a colorization: SD-Turbo can tint."""
+    """Convert the result to gray before a colorization, because SD-Turbo can tint."""
 
     seed: int | None = 0
-    """Of the noise in the latents; None takes their mode."""
+    """Seed of the latent noise; None uses the mode of the latents."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.scale <= 4:

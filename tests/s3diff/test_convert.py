@@ -178,7 +178,7 @@ def with_no_rank(published: dict[str, Any]) -> str:
 
 def with_a_number(published: dict[str, Any]) -> str:
     published["state_dict_vae_de_mlp"]["0.bias"] = 3
-    return "0.bias is no tensor"
+    return "0.bias is not a tensor"
 
 
 def with_nan(published: dict[str, Any]) -> str:
