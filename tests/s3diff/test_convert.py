@@ -251,7 +251,7 @@ def test_what_is_no_pickle(content: bytes) -> None:
 @pytest.mark.parametrize("name", ["s3diff.pkl", "de_net.pth"])
 def test_missing_files(name: str) -> None:
     Path(name).unlink()
-    refusal(name, "no file")
+    refusal(name, "does not exist")
 
 
 STABLE_DIFFUSION_1 = {"cross_attention_dim": 12, "use_linear_projection": False}
