@@ -1,17 +1,17 @@
-"""FLUX.1-dev's width with few blocks and random weights: real steps, and their memory by `--plan`.
+"""Compare real training memory at FLUX.1-dev's width with the estimate of `--plan`.
 
     python -m benchmarks.full_width memory [--canvas N] [--stages NAME ...]
     python -m benchmarks.full_width steps [--stages NAME ...] [--types NAME ...]
 
-``memory``: the peak of one step of each stage on slices of FLUX, measured on the CPU, beside the
-plan of the same slice; both are then extrapolated by the number of blocks to FLUX.1-dev's 19 + 38
-(ControlNet 4 + 10) and held against the plan for that. ``steps``: each stage's command, on a base
-of 2 + 2 blocks, in every type that frozen weights can be held in; what it leaves is loaded by stock
-diffusers.
+``memory`` measures the peak of one step of each stage on the CPU, on models with few blocks and
+random weights, and prints it beside the plan of the same model. Both are then extrapolated to
+FLUX.1-dev's 19 + 38 blocks (ControlNet 4 + 10) and compared with the plan for the full model.
+``steps`` runs each stage's command on a base of 2 + 2 blocks with every storage type of frozen
+weights, and loads the resulting artifacts in stock diffusers.
 
-Every measurement is a process of its own. Its peak is the resident set's, less what was resident
-before the stage was made. Three things are arranged to be as on CUDA: large tensors are given back
-to the system as soon as they are freed, AdamW is fused, and norms run in float32 (`norms_of_cuda`).
+Each measurement runs in its own process. Its peak is that of the resident set, minus the memory
+resident before the stage was created. Three settings emulate CUDA: large tensors are returned to
+the system as soon as they are freed, AdamW is fused, and norms run in float32 (`norms_of_cuda`).
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# The parent must stay small: a child's peak begins at the size of its parent.
+# Keep the parent small: a child process inherits its parent's peak memory.
 if TYPE_CHECKING:
     from training.models.parts import PartsConfig
 
 GIB = 2**30
 DEV = (19, 38, 4, 10)
-"""Double and single blocks of FLUX.1-dev, then of its ControlNet."""
+"""Numbers of double and single blocks of FLUX.1-dev, then of its ControlNet."""
 
 SLICES = {
     "structure": [(1, 1, 1, 1), (2, 1, 1, 1), (1, 2, 1, 1), (2, 1, 2, 1), (1, 2, 1, 2)],
     "basic_color": [(1, 1, 1, 1), (2, 1, 1, 1), (1, 2, 1, 1), (2, 1, 2, 1), (1, 2, 1, 2)],
     "pro_dpo": [(1, 1, 1, 1), (2, 1, 1, 1), (1, 2, 1, 1), (2, 1, 2, 1), (1, 2, 1, 2)],
 }
-"""Numbers of blocks from which a base and what each kind of block adds can be told."""
+"""Block counts from which the memory of the base and of each block type can be solved."""
 
 
 def write_base(folder: Path, blocks: tuple[int, ...], **vision: int) -> None:
-    """The config.json files of a base at FLUX.1-dev's width."""
+    """Write the config.json files of a base at FLUX.1-dev's width."""
     from colorflux_core.bundles.components import FLUX_VAE, SIGLIP_SO400M
 
     double, single, control_double, control_single = blocks
@@ -72,7 +72,7 @@ def write_base(folder: Path, blocks: tuple[int, ...], **vision: int) -> None:
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes when most is held: throughout the training, and in its steps alone."""
+    """Peak memory in bytes: held throughout the training, and additionally within a step."""
 
     held: float
     step: float
@@ -129,7 +129,7 @@ def measured(name: str, canvas: int, blocks: tuple[int, ...]) -> Peak:
     from training.plan.footprint import norms_of_cuda
 
     class RandomParts(Parts):
-        """Parts of the right shapes whose weights are made up."""
+        """Create models of the right shapes with random weights."""
 
         def load(self, name: str, path: Path | None = None, dtype: Any = None) -> Any:
             skeleton = Parts(self.config, weights=False).load(name, path, dtype)
@@ -152,9 +152,9 @@ def measured(name: str, canvas: int, blocks: tuple[int, ...]) -> Peak:
             optimizer.step()
             optimizer.zero_grad()
 
-        step()  # makes the optimizer's states
+        step()  # creates the optimizer state
         held = resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # The peak starts anew.
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Reset the peak.
         step()
     return Peak(held - before, resident("VmHWM") - held)
 
@@ -166,7 +166,7 @@ def random_weights(model: Any) -> Any:
 
 
 def resident(field: str) -> int:
-    """Bytes of this process's memory, from Linux: VmRSS now, VmHWM at its peak."""
+    """Memory of this process in bytes (Linux): VmRSS is current, VmHWM the peak."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
@@ -187,7 +187,7 @@ def in_a_process(function: Any, *args: Any) -> Any:
 
 
 def extrapolated(slices: Sequence[tuple[int, ...]], peaks: list[float]) -> float:
-    """The peak at FLUX.1-dev's numbers of blocks, to which each kind adds its own."""
+    """Extrapolate the peak linearly to FLUX.1-dev's numbers of blocks."""
     import numpy as np
 
     per_block = np.linalg.solve([(1, *blocks) for blocks in slices], peaks)
@@ -201,11 +201,11 @@ TYPES = {
     "fp8": "bf16",
     "nf4": "bf16",
 }
-"""--precision by --frozen."""
+"""Combinations of --frozen and --precision to test."""
 
 
 def run_steps(stages: list[str], types: list[str]) -> None:
-    print("2 + 2 blocks, ControlNet 1 + 1, canvas 64, 16 tokens of a photo; seconds with loading")
+    print("2 + 2 blocks, ControlNet 1 + 1, canvas 64, 16 image tokens; seconds include loading")
     with tempfile.TemporaryDirectory() as folder:
         in_a_process(write_everything, Path(folder))
         for name in stages:
@@ -218,7 +218,7 @@ def run_steps(stages: list[str], types: list[str]) -> None:
 
 
 def write_everything(folder: Path) -> None:
-    """A base with made-up weights, two photos and their manifest."""
+    """Write a base with random weights, two photos and their manifest."""
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler
     from PIL import Image
@@ -246,7 +246,7 @@ def write_everything(folder: Path) -> None:
 
 
 def one_step(name: str, folder: Path, precision: str, frozen: str) -> str:
-    """Run the stage's command for a step and load what it leaves; says how that went."""
+    """Run the stage's command for one step, load the artifact, and describe the outcome."""
     from importlib import import_module
 
     from colorflux_core.errors import ColorFluxError
@@ -277,13 +277,13 @@ def one_step(name: str, folder: Path, precision: str, frozen: str) -> str:
         loss = json.loads((output / "metrics.jsonl").read_text(encoding="utf-8"))["loss"]
         return f"loss {loss:.4f}, {load_artifact(name, folder / 'base', output)}"
     except (ColorFluxError, RuntimeError, ValueError) as error:
-        return f"no: {error}"
+        return f"failed: {error}"
     finally:
         shutil.rmtree(output, ignore_errors=True)
 
 
 def load_artifact(name: str, base: Path, output: Path) -> str:
-    """Load a stage's artifact as users of stock diffusers do."""
+    """Load a stage's artifact with stock diffusers."""
     import torch
     from diffusers import FluxControlNetModel, FluxTransformer2DModel
     from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
@@ -303,7 +303,7 @@ def load_artifact(name: str, base: Path, output: Path) -> str:
 
 
 def compare_memory(stages: list[str], canvas: int) -> None:
-    print(f"canvas {canvas}, one row, bf16, gradient checkpointing; GiB, of it in the step alone")
+    print(f"canvas {canvas}, one row, bf16, gradient checkpointing; GiB total, GiB within the step")
     print(f"{'stage':12}{'blocks':>16}{'measured':>16}{'plan':>16}{'ratio':>14}")
     for name in stages:
         slices = SLICES[name]
@@ -331,7 +331,7 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=tuple(SLICES), default=[*SLICES])
     parser.add_argument("--types", nargs="+", choices=tuple(TYPES), default=[*TYPES])
     args = parser.parse_args()
-    # The allocator reads this when a child starts.
+    # Read by the allocator of child processes at start.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"
     if args.what == "memory":
         compare_memory(args.stages, args.canvas)

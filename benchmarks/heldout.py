@@ -1,10 +1,11 @@
-"""Does a bundle colorize photos that it has not seen? Prints the tables of nano's model card.
+"""Evaluate a bundle on held-out photos; prints the tables of nano's model card.
 
     python -m benchmarks.heldout --photos FOLDER --manifest models/nano/photos.csv [--bundle DIR]
 
-1. Gray inputs: chroma error against the true photo, colorfulness, blotches; beside the gray photo
-   itself, the training photos' mean chroma, and a regression head on the same features and photos.
-2. Faded inputs (the paper's augmentation, 4.2.1): with the Pro-DPO LoRA against without it.
+1. Gray inputs: chroma error against the true photo, colorfulness and blotches, compared with the
+   gray photo, the training photos' mean chroma, and a regression head on the same features.
+2. Faded inputs (the paper's augmentation, section 4.2.1), with and without the Pro-DPO LoRA.
+3. Implicit accuracy of the Pro-DPO LoRA on held-out preference pairs.
 """
 
 from __future__ import annotations
@@ -54,14 +55,14 @@ def psnr(error: Tensor) -> float:
 
 
 def gradient(planes: Tensor) -> Tensor:
-    """Size of the change to the right and below, (N, 1, H - 1, W - 1), over all planes."""
+    """Gradient magnitude over all planes, (N, C, H, W) to (N, 1, H - 1, W - 1)."""
     right = planes[..., :-1, 1:] - planes[..., :-1, :-1]
     below = planes[..., 1:, :-1] - planes[..., :-1, :-1]
     return (right.square() + below.square()).sum(1, keepdim=True).sqrt()
 
 
 def blotches(rgb: Tensor, true: Tensor) -> float:
-    """Mean chroma change where the true luma has no edge, over the true photos' own."""
+    """Mean chroma gradient where the true luma has no edge, relative to the true photos' own."""
     flat = gradient(luminance(true)) < FLAT
     return (gradient(chroma(rgb))[flat].mean() / gradient(chroma(true))[flat].mean()).item()
 
@@ -88,7 +89,7 @@ def table(rows: dict[str, Tensor], true: Tensor) -> None:
 
 
 def colorized(bundle: Bundle, photos: Tensor, lora_scale: float) -> Tensor:
-    """Each photo (3, H, W) through the whole path, to the canvas and back."""
+    """Colorize photos (N, 3, H, W) through the full pipeline, to the canvas and back."""
     settings = replace(bundle.settings, lora_scale=lora_scale)
     return torch.stack(
         [colorize(bundle.pipeline, photo, settings) for photo in tqdm(photos, leave=False)]
@@ -96,7 +97,7 @@ def colorized(bundle: Bundle, photos: Tensor, lora_scale: float) -> Tensor:
 
 
 class RegressionHead(nn.Module):
-    """Image tokens of the gray photo (N, T, D) -> mean chroma of each 8 x 8 pixels (N, 2, h, w)."""
+    """Regression from image tokens (N, T, D) to the mean chroma per 8 x 8 pixels (N, 2, h, w)."""
 
     def __init__(self, width: int, fine: int) -> None:
         super().__init__()
@@ -128,7 +129,7 @@ def train_regression(tokens: Tensor, true: Tensor, steps: int = 600) -> Regressi
 
 
 def with_chroma(planes: Tensor, gray: Tensor) -> Tensor:
-    """The gray photos (N, 3, H, W) in the colors of coarse chroma planes (N, 2, h, w)."""
+    """Color gray photos (N, 3, H, W) with coarse chroma planes (N, 2, h, w)."""
     y = luminance(gray)
     smooth = F.interpolate(planes, size=gray.shape[-2:], mode="bilinear")
     return merge_luminance(ycbcr_to_rgb(torch.cat([y, smooth], dim=1)), y)
@@ -139,7 +140,7 @@ def stack(photos: list[ManifestPhoto], per_photo: int = 1) -> Tensor:
 
 
 def faded(photos: list[ManifestPhoto], low: float, high: float) -> Tensor:
-    """Each whole photo with a fading of its own, seeded by its name."""
+    """Fade each photo with its own factors, seeded by its name."""
     pictures = [
         replace(whole, fading=sample_fading(random.Random(whole.photo.file.name), low, high))
         for whole in views(photos, SIDE, 1, seed=0)
@@ -200,8 +201,8 @@ def on_faded_inputs(bundle: Bundle, held_out: list[ManifestPhoto]) -> None:
 
 
 def on_pairs(bundle: Bundle, folder: Path, held_out: list[ManifestPhoto], draws: int = 4) -> None:
-    """Does the LoRA prefer the photo to its faded self, beside the reference? Eq. 4's margin."""
-    print("\nPreference pairs that training never saw\n")
+    """Print how often the LoRA prefers a photo to its faded version (the margin of Eq. 4)."""
+    print("\nHeld-out preference pairs\n")
     for low, high in ((0.5, 0.8), (0.75, 0.95)):
         accuracy = []
         with TemporaryDirectory() as cache:

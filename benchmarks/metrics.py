@@ -1,10 +1,9 @@
-"""How long do the metrics take, and how much memory? Prints both at a quarter, half and all.
+"""Time and peak memory of the metrics; memory is printed after a quarter, half and all pairs.
 
     python -m benchmarks.metrics [--pairs 1000] [--side 1024] [--workers 2]
 
-A pair is a result and its truth, beside the gray input of both: three PNG files, 5 MB. The truths
-are measured too, as always. Memory is the peak of all processes together; what they share is
-counted in each.
+A pair is a result and its truth, plus their gray input: three PNG files, 5 MB. As usual, the truths
+are measured too. Memory is the peak sum over all processes; shared pages are counted repeatedly.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from colorflux_core.evaluation.metrics.measure import measure
 from colorflux_core.photos.color import grayscale
 
 DISTINCT = 8
-"""Pictures that are drawn; the others are these, rolled."""
+"""Number of generated images; the others are shifted copies."""
 
 
 def photo_like(side: int, seed: int) -> Tensor:
-    """Random shapes, texture at every scale and noise, uint8 (3, side, side)."""
+    """Generate uint8 (3, side, side) with random shapes, texture at all scales and noise."""
     random = torch.Generator().manual_seed(seed)
     picture = torch.full((1, 3, side, side), 0.5)
     for octave in range(2, 9):
@@ -70,7 +69,7 @@ def write_pairs(folder: Path, pairs: int, side: int) -> tuple[BenchmarkSet, Meth
 
 
 def resident() -> int:
-    """Bytes of this process and those that it started."""
+    """Memory of this process and its children, in bytes."""
     me = psutil.Process()
     total = 0
     for process in (me, *me.children(recursive=True)):
@@ -82,7 +81,7 @@ def resident() -> int:
 
 
 def watch(cache: Path, stop: threading.Event) -> Iterator[tuple[int, int]]:
-    """Twice a second: pictures measured, bytes."""
+    """Record (images measured, bytes) twice a second."""
     done, place = 0, 0
     while not stop.wait(0.5):
         if cache.exists():

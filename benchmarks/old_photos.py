@@ -1,8 +1,8 @@
-"""The bundled old photos in color: figures for each, and the contact sheet in docs/images.
+"""Colorize the bundled old photos; prints figures and draws the contact sheet in docs/images.
 
     python -m benchmarks.old_photos [--bundle DIR] [--sheet FILE.jpg]
 
-Structure is the correlation of the luma before and after, at 256 pixels on the long side.
+Structure is the correlation of the luma before and after, at a long side of 256 pixels.
 """
 
 from __future__ import annotations

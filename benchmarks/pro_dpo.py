@@ -1,12 +1,12 @@
-"""A step of Pro-DPO by our stage and by a plain port of diffusers' Diffusion-DPO example.
+"""Compare Pro-DPO steps of our stage with a plain port of diffusers' Diffusion-DPO example.
 
     python -m benchmarks.pro_dpo [--photos FOLDER] [--batch_size N] [--steps N]
 
-Both train a LoRA for nano from the same photos, fadings, noise and timesteps, on the CPU and in
-float32: once with losers that are kept, as the example's are, once with losers faded anew in every
-step. Each side runs in a process of its own and they take turns; what is compared is the time of
-the CPU, data loading included, since a busy machine changes it less than the clock's. What ours
-encodes once is in its seconds before the first step.
+Both train a LoRA for nano with the same photos, fading, noise and timesteps, on the CPU and in
+float32: once with fixed losers, as in the example, and once with losers faded in every step. Each
+side runs in its own process and they alternate. The comparison uses CPU time, including data
+loading, because it depends less on other load than wall time. Our one-time encoding is counted in
+the seconds before the first step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.s3diff import process
 from benchmarks.versus_diffusers import peak_memory
 from training.data.pictures import training_pictures
 
-# The parent must stay small: a child's peak begins at the size of its parent.
+# Keep the parent small: a child process inherits its parent's peak memory.
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -37,12 +37,12 @@ NANO = Path(__file__).parent.parent / "models/nano"
 PHOTO_KINDS = {".jpeg", ".jpg", ".png", ".webp"}
 SYNTHETIC_PHOTOS = 16
 VAE_BATCH = 8
-"""Pictures that diffusers' example encodes at once."""
+"""Images that diffusers' example encodes at once."""
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What both sides are given; ``folder`` is for the manifest and for what ours encodes once."""
+    """The inputs of both sides; ``folder`` is for the manifest and our encoded data."""
 
     folder: Path
     photos: Path
@@ -82,7 +82,7 @@ class Ground:
 
 
 class Training(NamedTuple):
-    """One side: the model with the LoRA, how many rows there are, and the loss of some of them."""
+    """One side: the model with the LoRA, the number of rows, and the loss of a batch."""
 
     model: nn.Module
     rows: int
@@ -94,7 +94,7 @@ Side = Callable[["ProDpoConfig"], Training]
 
 @dataclass(frozen=True)
 class Start:
-    """A process before its first step: MiB without a model, seconds of the CPU to get ready."""
+    """A process before its first step: MiB without a model, CPU seconds of the setup."""
 
     idle: int
     seconds: float
@@ -102,7 +102,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: its loss, seconds of the CPU, and the process's peak MiB so far."""
+    """One optimizer step: its loss, CPU seconds, and the process's peak MiB so far."""
 
     loss: float
     seconds: float
@@ -127,10 +127,10 @@ def ours(config: ProDpoConfig) -> Training:
 
 
 def diffusers_example(config: ProDpoConfig) -> Training:
-    """The order of ``train_diffusion_dpo_sdxl.py``, with FLUX and a ControlNet for its UNet.
+    """A port of ``train_diffusion_dpo_sdxl.py`` with FLUX and a ControlNet instead of the UNet.
 
-    Every step encodes winners, losers, conditions and prompts, then asks the policy, then the
-    reference, each with the ControlNet. The VAE's mode stands where the example takes a sample.
+    Every step encodes winners, losers, conditions and prompts, then runs the policy and then the
+    reference, each with the ControlNet. It uses the VAE's mode where the example samples.
     """
     import torch
     from diffusers import FluxPipeline
@@ -189,7 +189,7 @@ def diffusers_example(config: ProDpoConfig) -> Training:
         }
 
         def preference() -> Tensor:
-            """Errors of the winners less errors of the losers (B,)."""
+            """Errors of the winners minus errors of the losers, (B,)."""
             double, single = controlnet(controlnet_cond=condition, **given)
             predicted = transformer(
                 controlnet_block_samples=double, controlnet_single_block_samples=single, **given
@@ -209,7 +209,7 @@ def diffusers_example(config: ProDpoConfig) -> Training:
 
 
 def stepper(side: Side, config: ProDpoConfig) -> Callable[[int], tuple[float, float]]:
-    """Takes the optimizer step of this number; gives its loss and the seconds of the CPU."""
+    """Run the optimizer step of this number and return its loss and CPU seconds."""
     import torch
 
     from training.data.order import row_order
@@ -235,7 +235,7 @@ def stepper(side: Side, config: ProDpoConfig) -> Callable[[int], tuple[float, fl
 
 @functools.cache
 def quiet_stepper(side: Side, ground: Ground) -> tuple[Callable[[int], tuple[float, float]], Start]:
-    """The same without a GPU or a word, once for each process; and how that started."""
+    """Set up a side once per process, on the CPU and without output."""
     import diffusers
     import transformers
     from accelerate import PartialState
@@ -257,7 +257,7 @@ def take_step(side: Side, ground: Ground, number: int) -> Step:
 
 
 def make_photos(folder: Path, side: int) -> None:
-    """Soft patches of color."""
+    """Generate images with soft patches of color."""
     import numpy as np
     from PIL import Image
 
@@ -274,7 +274,7 @@ def write_manifest(ground: Ground) -> None:
 
 
 def compare(ground: Ground, steps: int) -> None:
-    """Print the sides beside each other."""
+    """Run and print both sides."""
     sides: dict[str, Side] = {"diffusers' example": diffusers_example, "ColorFLUX": ours}
     processes = [process() for _ in sides]
     rounds: list[list[Step]] = [
@@ -286,8 +286,8 @@ def compare(ground: Ground, steps: int) -> None:
     ]
     for one in processes:
         one.shutdown()
-    timed, last = rounds[1:], rounds[-1]  # The first step warms up.
-    print(f"\nlosers {'kept' if ground.pairs else 'faded anew in every step'}")
+    timed, last = rounds[1:], rounds[-1]  # The first step is a warm-up.
+    print(f"\nlosers {'fixed' if ground.pairs else 'faded in every step'}")
     print(f"{'':20}{'before':>8}{'seconds':>9}{'ratio':>7}{'MiB':>7}{'ratio':>7}{'work MiB':>10}")
     for i, name in enumerate(sides):
         seconds = statistics.median(runs[i].seconds for runs in timed)

@@ -1,9 +1,9 @@
-"""S3Diff beside its published way, then on large scans: seconds and peak memory.
+"""Compare S3Diff with its published implementation, then run large scans: time and peak memory.
 
     python -m benchmarks.s3diff [--full] [--dtype NAME] [--size N] [--repetitions N]
                                 [--megapixels N ...] [--tile N]
 
-The weights are random: as many as SD-Turbo's with --full, else the tiny ones of the tests.
+The weights are random: of SD-Turbo's size with --full, otherwise the tiny ones of the tests.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.versus_diffusers import peak_memory
 
-# The parent must stay small: a child's peak begins at the size of its parent.
+# Keep the parent small: a child process inherits its parent's peak memory.
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -41,9 +41,9 @@ class Run:
 
     Attributes:
         picture: (1, 3, H, W) in [0, 1].
-        seconds: of the restoration alone.
-        peak: MiB of the process, so far.
-        idle: the same with the model loaded, before there was a scan.
+        seconds: Time of the restoration.
+        peak: Peak memory of the process so far, in MiB.
+        idle: Peak memory with the model loaded, before the scan, in MiB.
     """
 
     picture: NDArray[np.float32]
@@ -53,14 +53,14 @@ class Run:
 
     @property
     def beside(self) -> float:
-        """MiB that it took beside the scan and the result, in a fresh process."""
+        """Memory beyond the scan and the result in MiB, for a fresh process."""
         scan, result = self.picture.size, self.picture.nbytes
         return self.peak - self.idle - (scan + result) / 2**20
 
 
 @functools.cache
 def random_model(full: bool, dtype: str) -> S3Diff:
-    """S3Diff of random weights, kept by the process."""
+    """S3Diff with random weights, cached per process."""
     import diffusers
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -86,7 +86,7 @@ def random_model(full: bool, dtype: str) -> S3Diff:
 
 
 def finished(model: S3Diff, scan: Tensor, tile: int) -> Tensor:
-    """All that a colorization asks of a restoration."""
+    """Our full restoration, as before a colorization."""
     from colorflux_core.s3diff.options import Restoration
     from colorflux_core.s3diff.restorer import restore
 
@@ -94,7 +94,7 @@ def finished(model: S3Diff, scan: Tensor, tile: int) -> Tensor:
 
 
 def ours(model: S3Diff, scan: Tensor, tile: int = ONE_TILE) -> Tensor:
-    """Without the color fix."""
+    """Our restoration without the color fix."""
     from colorflux_core.s3diff.options import Restoration
     from colorflux_core.s3diff.restorer import restore
 
@@ -102,8 +102,8 @@ def ours(model: S3Diff, scan: Tensor, tile: int = ONE_TILE) -> Tensor:
 
 
 def published(model: S3Diff, scan: Tensor) -> Tensor:
-    """The same as the published code does it: B(M(A x)) in replaced forwards, one prompt after
-    the other, and all at once, as it does with pictures of up to 768 pixels."""
+    """The published implementation: B(M(A x)) in replaced forwards, one prompt after the other,
+    and without tiles, as it processes images of up to 768 pixels."""
     import torch
 
     from colorflux_core.s3diff.model import ALPHA_BAR, TIMESTEP
@@ -158,18 +158,18 @@ def run(side: Side, make_model: Callable[[], S3Diff], height: int, width: int) -
 
 
 def process() -> ProcessPoolExecutor:
-    """One process, fresh."""
+    """A single fresh process."""
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
 def run_alone(side: Side, make_model: Callable[[], S3Diff], height: int, width: int) -> Run:
-    """:func:`run` in a process of its own."""
+    """Call :func:`run` in its own process."""
     with process() as fresh:
         return fresh.submit(run, side, make_model, height, width).result()
 
 
 def compare(make_model: Callable[[], S3Diff], size: int, repetitions: int) -> None:
-    """Print the sides beside each other; they take turns, so that a busy machine slows all."""
+    """Run and print all sides; they alternate, so that other load affects all equally."""
     sides: dict[str, Side] = {
         "published": published,
         "ours": ours,
@@ -183,7 +183,7 @@ def compare(make_model: Callable[[], S3Diff], size: int, repetitions: int) -> No
             for one, side in zip(processes, sides.values(), strict=True)
         ]
 
-    first = take_turns()  # to warm up
+    first = take_turns()  # warm-up
     rounds = [take_turns() for _ in range(repetitions)]
     for one in processes:
         one.shutdown()
@@ -201,9 +201,9 @@ def compare(make_model: Callable[[], S3Diff], size: int, repetitions: int) -> No
 
 
 def measure_scans(make_model: Callable[[], S3Diff], megapixels: list[float], tile: int) -> None:
-    """Print what scans of 3:2 take, each in a process of its own."""
+    """Print time and memory of large 3:2 scans, each in its own process."""
     print(f"\nscans in tiles of {tile}")
-    print(f"{'megapixels':>10}{'seconds':>9}{'a megapixel':>13}{'MiB beside scan and result':>28}")
+    print(f"{'megapixels':>10}{'seconds':>9}{'s/megapixel':>13}{'MiB beyond scan and result':>28}")
     for millions in megapixels:
         height = round((millions * 1e6 / 1.5) ** 0.5)
         side = functools.partial(finished, tile=tile)

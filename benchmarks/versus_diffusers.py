@@ -1,8 +1,8 @@
-"""One colorization by our pipeline and by stock diffusers: wall time and peak memory, as ratios.
+"""Compare our pipeline with stock diffusers on one photo: ratios of wall time and peak memory.
 
     python -m benchmarks.versus_diffusers [--bundle FOLDER] [--photo FILE] [--repetitions N]
 
-Each side runs in a process of its own, and they take turns, so that a busy machine slows both.
+Each side runs in its own process and they alternate, so that other load affects both equally.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-# The parent must stay small: a child's peak begins at the size of its parent.
+# Keep the parent small: a child process inherits its parent's peak memory.
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from colorflux_core.model.settings import Settings
 
 STOCK_TOKENS = 512
-"""Zero tokens that FluxPriorReduxPipeline puts in the place of a text."""
+"""Zero tokens that FluxPriorReduxPipeline uses instead of a text prompt."""
 
 OLD_PHOTO = Path(__file__).parent.parent / "docs/photos/old/stdlib_french-alpine-landscape.jpg"
 
@@ -42,7 +42,7 @@ Side = Callable[["Bundle", "Image.Image", "Tensor", int], Callable[[], Picture]]
 
 @dataclass(frozen=True)
 class Model:
-    """What a process has loaded."""
+    """Properties of the model that a process has loaded."""
 
     text_tokens: int
     size: tuple[int, int]
@@ -53,7 +53,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Run:
-    """One colorization: the picture (H, W, 3) in [0, 1], seconds, and the process's peak MiB."""
+    """One colorization: the image (H, W, 3) in [0, 1], seconds, and the process's peak MiB."""
 
     picture: Picture
     seconds: float
@@ -61,7 +61,7 @@ class Run:
 
 
 def options(settings: Settings, noise: Tensor) -> dict[str, Any]:
-    """What both sides are told."""
+    """The arguments of both sides."""
     return {
         "num_inference_steps": settings.steps,
         "guidance_scale": settings.guidance,
@@ -85,7 +85,7 @@ def ours(
 def stock(
     bundle: Bundle, scan: Image.Image, noise: Tensor, text_tokens: int
 ) -> Callable[[], Picture]:
-    """Redux and ControlNet pipelines of diffusers, on the bundle's own modules."""
+    """Redux and ControlNet pipelines of diffusers, with the bundle's modules."""
     import torch
     from diffusers import FluxControlNetPipeline, FluxPriorReduxPipeline
 
@@ -94,7 +94,7 @@ def stock(
         image_encoder=model.image_encoder,
         image_embedder=model.image_embedder,
         feature_extractor=model.feature_extractor,
-        # Never run. Where there is one, zeros of other widths than FLUX.1's may be given.
+        # Never run, but required so that zeros of other widths than FLUX.1's are accepted.
         text_encoder=model.transformer,
     )
     parts = ("scheduler", "vae", "transformer", "controlnet")
@@ -109,7 +109,7 @@ def stock(
     encode = model.vae.encode
 
     def encode_without_noise(pixels: Tensor) -> object:
-        """Stock takes a sample of the condition, ours is its mode: the same work, less a sum."""
+        """Return the mode, like ours, where stock samples the condition; the work is the same."""
         posterior = encode(pixels)
         posterior.latent_dist.std.zero_()
         return posterior
@@ -128,7 +128,7 @@ def stock(
 def serve(
     connection: Connection, side: Side, bundle: str, photo: Path, text_tokens: int | None
 ) -> None:
-    """A process: loads the model, then colorizes once for every message until it gets None."""
+    """Child process: load the model, then colorize once per message until it receives None."""
     import diffusers
     import torch
     import transformers
@@ -165,7 +165,7 @@ def serve(
 
 
 def peak_memory() -> int:
-    """MiB of this process, so far."""
+    """Peak memory of this process so far, in MiB."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
@@ -201,7 +201,7 @@ def main() -> None:
             runs.append(connection.recv())
         return runs
 
-    take_turns()  # to warm up
+    take_turns()  # warm-up
     rounds = [take_turns() for _ in range(args.repetitions)]
     for connection, process in zip(connections, processes, strict=True):
         connection.send(None)
@@ -222,7 +222,7 @@ def main() -> None:
             f"{peak:>7}{peak / peak_of_stock:>7.2f}{peak - models[i].imports:>10}"
         )
     difference = np.abs(rounds[-1][1].picture - rounds[-1][0].picture).max()
-    print(f"maximum difference of the pictures, in [0, 1], for the same work: {difference:.1e}")
+    print(f"maximum difference of the images, in [0, 1], for the same work: {difference:.1e}")
 
 
 if __name__ == "__main__":

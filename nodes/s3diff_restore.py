@@ -1,4 +1,4 @@
-"""S3Diff Restore: a scan without its noise and blur."""
+"""The node S3Diff Restore: removes noise and blur from scans."""
 
 from __future__ import annotations
 
@@ -118,6 +118,6 @@ def _with_smaller_tile(options: Restoration) -> Restoration:
 
 
 def _memory(photos: Tensor, options: Restoration, dtype: torch.dtype) -> int:
-    """Bytes for a tile: as much as ComfyUI reckons for decoding it with a VAE of this shape."""
+    """Memory for a tile in bytes, estimated as ComfyUI does for decoding with this VAE."""
     height, width = (min(options.tile, options.scale * side) for side in photos.shape[-2:])
     return int(2178 * height * width * dtype.itemsize)

@@ -1,4 +1,4 @@
-"""S3Diff's weights as one safetensors file: what it adds to SD-Turbo, DE-Net among it."""
+"""The S3Diff checkpoint: a safetensors file with all weights it adds to SD-Turbo, and DE-Net."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT, FORMAT_VERSION = "colorflux-s3diff", "1"
 SUFFIX = ".safetensors"
 
 LARGEST_RANK = 1024
-"""Beyond it, a rank is a mistake."""
+"""Larger LoRA ranks are rejected as invalid."""
 
 
 def load_s3diff(
@@ -30,17 +30,16 @@ def load_s3diff(
     prompts: Sequence[str] = (POSITIVE, NEGATIVE),
     dtype: torch.dtype = torch.float32,
 ) -> S3Diff:
-    """S3Diff on the CPU, with SD-Turbo and the LoRA in ``dtype``, and DE-Net and what modulates
-    the LoRA in float32.
+    """Load S3Diff on the CPU. DE-Net and the modulators stay in float32.
 
     Args:
-        checkpoint: A file that ``python -m colorflux_core.s3diff.convert`` wrote.
+        checkpoint: A file written by ``python -m colorflux_core.s3diff.convert``.
         sd_turbo: SD-Turbo's diffusers folder or ``sd_turbo.safetensors``.
-        prompts: The positive and the negative one.
-        dtype: Of the two networks.
+        prompts: The positive and the negative prompt.
+        dtype: The dtype of SD-Turbo and the LoRA.
 
     Raises:
-        ColorFluxError: when a file is missing, damaged or for another model, naming it.
+        ColorFluxError: if a file is missing, damaged or for another model.
     """
     (rank_unet, rank_vae), state = _read(checkpoint)
     embeddings = text_embeddings(sd_turbo, prompts)
@@ -58,9 +57,9 @@ def load_s3diff(
 
 
 def ranks(recorded: Mapping[str, Any]) -> tuple[int, int]:
-    """The LoRA's ranks in UNet and VAE, as a checkpoint or its source records them.
+    """Read the LoRA ranks of UNet and VAE from the metadata of a checkpoint or published file.
 
-    Raises KeyError, TypeError or ValueError when it does not.
+    Raises KeyError, TypeError or ValueError if they are missing or invalid.
     """
     found = int(recorded["rank_unet"]), int(recorded["rank_vae"])
     if not all(0 < rank <= LARGEST_RANK for rank in found):
@@ -80,11 +79,11 @@ def save_s3diff(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, 
 
 
 def _read(path: Path) -> tuple[tuple[int, int], dict[str, Tensor]]:
-    """The ranks and the weights."""
+    """Read a checkpoint's LoRA ranks and weights."""
     if not path.is_file():
-        raise ColorFluxError(f"The S3Diff checkpoint is missing: there is no {path}.")
+        raise ColorFluxError(f"The S3Diff checkpoint {path} does not exist.")
     not_converted = ColorFluxError(
-        f"{path} is no converted S3Diff: make it from the published s3diff.pkl with "
+        f"{path} is not a converted S3Diff checkpoint: convert the published s3diff.pkl with "
         "python -m colorflux_core.s3diff.convert."
     )
     if path.suffix != SUFFIX:
@@ -95,7 +94,7 @@ def _read(path: Path) -> tuple[tuple[int, int], dict[str, Tensor]]:
             raise not_converted
         if metadata.get("format_version") != FORMAT_VERSION:
             raise ColorFluxError(
-                f"{path} has format_version {metadata.get('format_version')}, and this ColorFLUX "
-                f"reads {FORMAT_VERSION}: convert it again."
+                f"{path} has format_version {metadata.get('format_version')}, but this version of "
+                f"ColorFLUX reads {FORMAT_VERSION}: convert it again."
             )
         return ranks(metadata), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

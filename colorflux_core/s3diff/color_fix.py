@@ -1,4 +1,4 @@
-"""The scan's own colors under the restored detail, strip by strip (StableSR; S3Diff's code)."""
+"""Transfer the scan's colors to the restored image (as in StableSR and S3Diff), in strips."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .tiling import strips
 
 LEVELS = 5
 HALO = 2**LEVELS - 1
-"""Pixels that the coarsest wavelet level sees to each side."""
+"""Receptive field of the coarsest wavelet level, in pixels to each side."""
 
 STRIP_PIXELS = 2**20
 
 Strip = Callable[[slice], Tensor]
-"""These rows of a picture, (N, 3, rows, W)."""
+"""Returns the given rows of an image, (N, 3, rows, W)."""
 
 
 def fix_colors(restored: Tensor, original: Strip, method: ColorFix) -> Tensor:
-    """Give ``restored`` (N, 3, H, W), in place, the colors of an original of the same size.
+    """Transfer the colors of an original of the same size to ``restored`` (N, 3, H, W), in place.
 
-    "wavelet" takes all that is coarser than 32 pixels from the original, "adain" only each
-    channel's mean and spread, "none" nothing.
+    "wavelet" takes everything coarser than 32 pixels from the original, "adain" only the mean and
+    standard deviation of each channel, "none" nothing. The result is clamped to [0, 1].
     """
     if method == "adain":
         _same_statistics(restored, original)
@@ -36,14 +36,14 @@ def fix_colors(restored: Tensor, original: Strip, method: ColorFix) -> Tensor:
 
 
 def make_gray(rgb: Tensor) -> Tensor:
-    """Replace (N, 3, H, W), in place, by its luma in three equal channels."""
+    """Replace RGB (N, 3, H, W) in place by its luma in three equal channels."""
     for rows in _strips(rgb):
         rgb[..., rows, :] = luminance(rgb[..., rows, :])
     return rgb
 
 
 def _strips(picture: Tensor) -> list[slice]:
-    """Rows of about as many pixels whatever the picture's width, and never fewer than the halo."""
+    """Row slices of about ``STRIP_PIXELS`` pixels, at least as many rows as the halo."""
     height, width = picture.shape[-2:]
     return strips(height, max(STRIP_PIXELS // width - 2 * HALO, HALO))
 
@@ -54,14 +54,14 @@ def _same_coarse_part(restored: Tensor, original: Strip) -> None:
         wide = slice(max(rows.start - HALO, 0), min(rows.stop + HALO, restored.shape[-2]))
         inner = slice(rows.start - wide.start, rows.stop - wide.start)
         next_change = _coarse(original(wide) - restored[..., wide, :])[..., inner, :]
-        # The strip above was still needed as it was.
+        # Applied one strip late, because the next strip reads these rows unchanged.
         restored[..., above, :] += change
         above, change = rows, next_change
     restored[..., above, :] += change
 
 
 def _coarse(image: Tensor) -> Tensor:
-    """All that is left after five levels of the a trous wavelet's smoothing."""
+    """The low-pass residual of the five-level a trous wavelet transform."""
     for step in (2**level for level in range(LEVELS)):
         for dim, margins in ((-2, (0, 0, step, step)), (-1, (step, step, 0, 0))):
             padded = F.pad(image, margins, mode="replicate")

@@ -1,4 +1,4 @@
-"""``python -m colorflux_core.s3diff.convert``: the published weights as one safetensors file."""
+"""``python -m colorflux_core.s3diff.convert``: convert the published weights to safetensors."""
 
 from __future__ import annotations
 
@@ -47,24 +47,24 @@ def convert(
     unet: Mapping[str, Any] = UNET,
     vae: Mapping[str, Any] = VAE,
 ) -> int:
-    """Read the two published pickles without running anything in them, check them, write one file.
+    """Read the two published pickles without executing code, validate them and write one file.
 
     Args:
-        s3diff: ``s3diff.pkl``.
-        de_net: ``de_net.pth``.
-        output: The safetensors file.
-        unet: The config of the UNet that the weights are for: SD-Turbo's.
-        vae: The config of its VAE.
+        s3diff: The published ``s3diff.pkl``.
+        de_net: The published ``de_net.pth``.
+        output: The safetensors file to write.
+        unet: Config of the UNet the weights are for; by default SD-Turbo's.
+        vae: Config of its VAE.
 
     Returns:
-        How many tensors there are.
+        The number of tensors.
 
     Raises:
-        ColorFluxError: when a file cannot be read, holds more than weights, or when a key is
-            missing, unknown or of another shape than it has in SD-Turbo; nothing is written then.
+        ColorFluxError: if a file cannot be read or contains more than weights, or if a key is
+            missing, unexpected or has the wrong shape. Nothing is written in this case.
     """
     if output.suffix != SUFFIX:
-        raise ColorFluxError(f"{output} does not end in {SUFFIX}: rename it.")
+        raise ColorFluxError(f"The output {output} must end in {SUFFIX}: rename it.")
     with explained("S3Diff checkpoint", s3diff):
         published = _read(s3diff)
         rank_unet, rank_vae = ranks(published)
@@ -99,26 +99,28 @@ def convert(
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ColorFluxError(f"There is no file {path}: check the name.")
+        raise ColorFluxError(f"The file {path} does not exist: check the name.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # There is nothing that a damaged pickle could not raise. What torch says is left out: it
-        # advises to execute the pickle.
+        # A damaged pickle can raise anything. torch's own message is omitted, because it suggests
+        # executing the pickle.
         raise ColorFluxError(
-            f"{path} is damaged or holds more than weights ({type(error).__name__}); nothing in it "
-            "was executed. Get it again from its authors."
+            f"{path} is damaged or contains more than weights ({type(error).__name__}). No code in "
+            "it was executed. Download it again from its authors."
         ) from error
     if not isinstance(content, dict):
-        raise ColorFluxError(f"{path} holds a {type(content).__name__} in place of named weights.")
+        raise ColorFluxError(
+            f"{path} contains a {type(content).__name__} instead of named weights."
+        )
     return content
 
 
 def _named(prefix: str, state: Mapping[str, Any], adapter: str = ".") -> dict[str, Tensor]:
-    """The state under our names; peft has the adapter's name in the middle of each key."""
+    """Rename keys to ours, without the adapter name that peft puts in the middle of each key."""
     for key, value in state.items():
         if not isinstance(value, Tensor):
-            raise TypeError(f"{key} is no tensor")
+            raise TypeError(f"{key} is not a tensor")
     return {prefix + key.replace(adapter, "."): value.detach() for key, value in state.items()}
 
 

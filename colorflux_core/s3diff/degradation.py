@@ -1,4 +1,4 @@
-"""DE-Net: how blurred and how noisy a picture is (Mou et al. 2022, MM-RealSR; S3Diff 3.2)."""
+"""DE-Net estimates blur and noise of an image (MM-RealSR, Mou et al. 2022; S3Diff, section 3.2)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..photos.color import unit_range
 from .tiling import strips
 
 HALO = 24
-"""Pixels, an even number of them: no feature sees farther than 22."""
+"""Context around a tile in pixels; even, and at least the receptive field's radius of 22."""
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(relu(conv(x))), without normalization."""
+    """x + conv(relu(conv(x))), without normalization, for (N, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class ResidualBlock(nn.Module):
 
 
 class DegradationEstimator(nn.Module):
-    """Two towers of the same shape, one for blur and one for noise."""
+    """Two towers of the same architecture, one for blur and one for noise."""
 
     def __init__(self, width: int = 64, towers: int = 2) -> None:
         super().__init__()
@@ -49,11 +49,15 @@ class DegradationEstimator(nn.Module):
     def forward(
         self, rgb: Tensor, tile: int = 512, on_tile: Callable[[], None] = lambda: None
     ) -> Tensor:
-        """Degrees of blur and noise (B, 2) in [0, 1] of pictures (B, 3, H, W) of any depth.
+        """Estimate the degrees of blur and noise, (B, 2) in [0, 1].
 
-        The towers end in a mean over the picture, so it is looked at in tiles of ``tile`` pixels,
-        an even number of them, each with enough around it that the sum of the features is that of
-        the whole picture. ``on_tile`` is called after each.
+        The towers end in global average pooling, so the image is processed in tiles with enough
+        context to make the feature sums equal to those of the full image.
+
+        Args:
+            rgb: Images (B, 3, H, W), float in [0, 1] or an integer dtype.
+            tile: Side of a tile in pixels, an even number.
+            on_tile: Called after each tile.
         """
         height, width = rgb.shape[-2:]
         parameter = next(self.parameters())
@@ -71,10 +75,11 @@ class DegradationEstimator(nn.Module):
 
 
 def _wider(span: slice) -> slice:
+    """The span with ``HALO`` pixels of context on both sides."""
     return slice(max(span.start - HALO, 0), span.stop + HALO)
 
 
 def _half(span: slice) -> slice:
-    """The span's place among the features of :func:`_wider`, which are at half resolution."""
+    """The span's position in the half-resolution features of :func:`_wider`."""
     start = min(span.start, HALO) // 2
     return slice(start, start + -(-(span.stop - span.start) // 2))

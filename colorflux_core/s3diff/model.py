@@ -1,4 +1,4 @@
-"""S3Diff as one module: SD-Turbo, its modulated LoRA, and DE-Net that modulates it."""
+"""S3Diff as one module: SD-Turbo, its modulated LoRA, and DE-Net."""
 
 from __future__ import annotations
 
@@ -23,17 +23,22 @@ from .modulated_lora import (
 from .modulation import FREQUENCIES, Modulator, fourier_features
 
 ALPHA = 8
-"""peft's default, with which S3Diff was trained: the LoRA's scale is ALPHA / rank."""
+"""LoRA alpha used in S3Diff's training (peft's default): the LoRA scale is ALPHA / rank."""
 
 TIMESTEP = 999
 ALPHA_BAR = 0.00466009508818388
-"""The signal's share of the variance at that timestep, in Stable Diffusion's schedule."""
+"""Cumulative alpha at this timestep of Stable Diffusion's noise schedule."""
 
 
 class S3Diff(nn.Module):
-    """One step from a scan to its restored version (S3Diff 3).
+    """One-step restoration of scans (S3Diff, section 3).
 
-    ``prompts`` are the embeddings (2, 77, width) of the positive and the negative prompt.
+    Args:
+        unet: SD-Turbo's UNet, which is modified in place.
+        vae: SD-Turbo's VAE, which is modified in place.
+        prompts: Text embeddings (2, 77, width) of the positive and the negative prompt.
+        rank_unet: Rank of the UNet's LoRA.
+        rank_vae: Rank of the VAE encoder's LoRA.
     """
 
     def __init__(
@@ -58,7 +63,7 @@ class S3Diff(nn.Module):
 
     @property
     def trained(self) -> dict[str, Tensor]:
-        """The part of the state that S3Diff adds to SD-Turbo: what its checkpoint holds."""
+        """The weights that S3Diff adds to SD-Turbo, which make up its checkpoint."""
         own = ("de_net.", "frequencies", "unet.conv_in.", "unet_modulator.", "vae_modulator.")
         return {
             key: tensor
@@ -68,9 +73,9 @@ class S3Diff(nn.Module):
 
     @contextmanager
     def adapted(self, degrees: Tensor) -> Iterator[None]:
-        """All LoRA layers modulated for pictures of these degrees of blur and noise, (N, 2).
+        """Modulate all LoRA layers for N images with these degrees of blur and noise, (N, 2).
 
-        Before and after, the networks are SD-Turbo's, without a LoRA.
+        Outside this context, the networks are plain SD-Turbo, without a LoRA.
         """
         fourier = fourier_features(degrees, self.frequencies)
         modulate(self.unet, self.unet_modulator(fourier), unet_stage)
@@ -82,16 +87,28 @@ class S3Diff(nn.Module):
             modulate(self.vae, None, vae_stage)
 
     def encode(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the scaled latents (N, 4, h, w) of ``rgb`` in [0, 1]."""
+        """Encode RGB (N, 3, H, W) in [0, 1] to mean and standard deviation of the scaled latents.
+
+        Returns:
+            Two tensors (N, 4, H / 8, W / 8) in float32.
+        """
         pixels = (2 * rgb - 1).to(self.vae.dtype)
         posterior = self.vae.encode(pixels).latent_dist
         factor = self.vae.config.scaling_factor
         return factor * posterior.mean.float(), factor * posterior.std.float()
 
     def step(self, z: Tensor, guidance: float) -> Tensor:
-        """The clean latents, by the one step from t = 999 with classifier-free guidance.
+        """Take one denoising step from t = 999 with classifier-free guidance.
 
-        The step itself is in float32: it is a difference of two numbers some 15 times as large.
+        The step is computed in float32, because it subtracts two numbers about 15 times as large
+        as the result.
+
+        Args:
+            z: Noisy latents (N, 4, h, w).
+            guidance: Guidance scale; 1 ignores the negative prompt.
+
+        Returns:
+            The clean latents (N, 4, h, w) in float32.
         """
         n = len(z)
         prompts = self.prompts.to(self.unet.dtype).repeat_interleave(n, dim=0)
@@ -101,6 +118,6 @@ class S3Diff(nn.Module):
         return (z - (1 - ALPHA_BAR) ** 0.5 * noise) / ALPHA_BAR**0.5
 
     def decode(self, z: Tensor) -> Tensor:
-        """The picture (N, 3, H, W) in [0, 1] of scaled latents."""
+        """Decode scaled latents (N, 4, h, w) to RGB (N, 3, 8 h, 8 w) in [0, 1]."""
         pixels = self.vae.decode((z / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
         return (0.5 * pixels.float() + 0.5).clamp(0, 1)

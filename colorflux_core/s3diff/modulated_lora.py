@@ -1,4 +1,4 @@
-"""LoRA layers with the degradation's matrix in the middle: y = W x + s B M^T A x (S3Diff 3.3)."""
+"""LoRA layers modulated by the degradation: y = W x + s B M^T A x (S3Diff, section 3.3)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNET_STAGES, VAE_STAGES = 10, 6
 
 
 def unet_stage(layer: str) -> int:
-    """Down blocks 0-3, the middle 4, up blocks 5-8, and 9 for what is in none of them."""
+    """Stage of a UNet layer: down blocks 0-3, mid block 4, up blocks 5-8, others 9."""
     match layer.split("."):
         case ["down_blocks", i, *_]:
             return int(i)
@@ -33,7 +33,7 @@ def unet_stage(layer: str) -> int:
 
 
 def vae_stage(layer: str) -> int:
-    """The encoder's down blocks 0-3, its middle 4, and 5 for the rest."""
+    """Stage of a VAE encoder layer: down blocks 0-3, mid block 4, others 5."""
     match layer.split("."):
         case [_, "down_blocks", i, *_]:
             return int(i)
@@ -43,9 +43,9 @@ def vae_stage(layer: str) -> int:
 
 
 class ModulatedLora(nn.Module):
-    """A linear or convolutional layer and its LoRA, whose M is set for the pictures at hand.
+    """A linear or convolutional layer with a LoRA whose matrix M is set per image.
 
-    B M^T is folded into one matrix for each picture, so that it costs no more than a plain LoRA.
+    B M^T is folded into one matrix per image, so the cost is that of a plain LoRA.
     """
 
     def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, scale: float) -> None:
@@ -67,7 +67,7 @@ class ModulatedLora(nn.Module):
         self.folded: Tensor | None = None
 
     def modulate(self, matrices: Tensor | None) -> None:
-        """Set M (N, r, r) for N pictures; None leaves the LoRA out."""
+        """Set M (N, r, r) for N images; None disables the LoRA."""
         self.folded = None
         if matrices is not None:
             weight = self.lora_B.weight
@@ -80,9 +80,9 @@ class ModulatedLora(nn.Module):
 
 
 def _mixed(z: Tensor, b: Tensor) -> Tensor:
-    """B z of z (n, r, h, w) or (n, l, r), with one matrix B for all of it or one for each picture.
+    """Multiply z (n, r, h, w) or (n, l, r) by one matrix for all images, or one per image.
 
-    A batch of n holds the N pictures n / N times, one after another.
+    A batch of n contains the N images n / N times, one after another.
     """
     spatial = z.ndim == 4
     if len(b) == 1:
@@ -92,7 +92,7 @@ def _mixed(z: Tensor, b: Tensor) -> Tensor:
 
 
 def attach(network: nn.Module, targets: re.Pattern[str], rank: int, scale: float) -> None:
-    """Put a :class:`ModulatedLora`, with weights yet to be loaded, around each of these layers."""
+    """Wrap each matching layer in a :class:`ModulatedLora` with uninitialized LoRA weights."""
     for name, layer in list(network.named_modules()):
         if targets.fullmatch(name):
             parent, _, child = name.rpartition(".")
@@ -100,7 +100,7 @@ def attach(network: nn.Module, targets: re.Pattern[str], rank: int, scale: float
 
 
 def modulate(network: nn.Module, matrices: Tensor | None, stage: Callable[[str], int]) -> None:
-    """Set the M of each layer from those of its stage, (N, stages, r, r)."""
+    """Set each layer's M from its stage's entry of ``matrices`` (N, stages, r, r)."""
     for name, layer in network.named_modules():
         if isinstance(layer, ModulatedLora):
             layer.modulate(None if matrices is None else matrices[:, stage(name)])

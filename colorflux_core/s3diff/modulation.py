@@ -1,4 +1,4 @@
-"""From degrees of blur and noise to the matrices in the middle of the LoRA (S3Diff 3.3)."""
+"""Map degrees of blur and noise to the matrices of the modulated LoRA (S3Diff, section 3.3)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FREQUENCIES, EMBEDDING, HIDDEN = 64, 64, 256
 
 
 class Modulator(nn.Module):
-    """A rank x rank matrix M for each stage of one network, given the degradation."""
+    """Predicts a rank x rank matrix M for each stage of a network from the degradation."""
 
     def __init__(self, stages: int, rank: int) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Modulator(nn.Module):
         self.rank = rank
 
     def forward(self, fourier: Tensor) -> Tensor:
-        """(B, stages, rank, rank) of :func:`fourier_features` (B, 256)."""
+        """Map :func:`fourier_features` (B, 256) to matrices (B, stages, rank, rank)."""
         stages = self.block_embeddings.num_embeddings
         degradation = self.de_mlp(fourier)[:, None].expand(-1, stages, -1)
         block = self.block_mlp(self.block_embeddings.weight).expand(len(fourier), -1, -1)

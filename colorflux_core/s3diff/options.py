@@ -1,4 +1,4 @@
-"""The choices behind one restoration. Their defaults are written only here."""
+"""Settings of a restoration, with their defaults."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ..options import Options, setting
 ColorFix = Literal["wavelet", "adain", "none"]
 
 MULTIPLE = 64
-"""Pixels, to which a picture is filled up: SD-Turbo halves its latents three times."""
+"""Images are padded to a multiple of this many pixels, because the UNet halves latents 3 times."""
 
 SMALLEST_TILE = 4 * MULTIPLE
 
 
 @dataclass(frozen=True)
 class Restoration(Options):
-    """How to restore. The defaults are S3Diff's, except for the scale, which there is 4.
+    """Settings of a restoration. The defaults are S3Diff's, except for the scale (4 there).
 
     Raises:
-        ColorFluxError: for a value that cannot be used.
+        ColorFluxError: for an invalid value.
     """
 
     scale: float = setting(

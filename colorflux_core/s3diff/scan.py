@@ -1,4 +1,4 @@
-"""A scan at another size, made piece by piece."""
+"""Resize a scan lazily, region by region."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from .options import MULTIPLE
 
 
 class EnlargedScan:
-    """The scan at the result's size, mirrored at the right and below to a multiple of 64 pixels.
+    """The scan at the result's size, reflection-padded right and below to a multiple of 64 pixels.
 
-    Any part of it, (N, 3, rows, columns) in [0, 1], is made when it is asked for.
+    Calling it with row and column slices computes that region, (N, 3, rows, columns) in [0, 1],
+    with bilinear interpolation.
     """
 
     def __init__(self, rgb: Tensor, scale: float) -> None:
@@ -39,7 +40,7 @@ class EnlargedScan:
         return part
 
     def _positions(self, dim: int, span: slice) -> Tensor:
-        """Where in the scan the samples along one side of the result lie."""
+        """Sample positions in the scan for a span of the result along one dimension."""
         length, size = self.rgb.shape[dim], self.size[dim]
         period = max(2 * (size - 1), 1)
         target = torch.arange(span.start, span.stop) % period

@@ -1,4 +1,4 @@
-"""SD-Turbo, from a diffusers folder or the single file it is published as; no hub is asked."""
+"""Load SD-Turbo from a local diffusers folder or the published single file."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ NEGATIVE = (
     "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, "
     "oversmooth"
 )
-"""The prompts that S3Diff is published with."""
+"""The prompts S3Diff was published with."""
 
-# The single file has no tokenizer, so these two come with their tokens, CLIP's byte pairs.
+# The single file has no tokenizer, so the CLIP tokens of these prompts are listed here.
 _TOKENS = {
     POSITIVE: "320 1400 268 9977 267 279 330 267 8118 268 16157 2867 593 8157 4353 267 14270 5389 "
     "267 537 3288 5799 269",
@@ -68,15 +68,15 @@ _START, _END, _PADDING, _LENGTH = 49406, 49407, 0, 77
 def load_networks(
     path: Path, dtype: torch.dtype = torch.float32
 ) -> tuple[UNet2DConditionModel, AutoencoderKL]:
-    """SD-Turbo's UNet and VAE on the CPU.
+    """Load SD-Turbo's UNet and VAE on the CPU.
 
     Args:
-        path: A diffusers folder, or a single file in the layout of SD-Turbo's authors or in that of
-            Stable Diffusion 2.
-        dtype: Of the weights, whatever the files hold.
+        path: A diffusers folder, or a single file in the published layout or that of Stable
+            Diffusion 2.
+        dtype: The dtype of the loaded weights.
 
     Raises:
-        ColorFluxError: when a part is missing, cannot be read, is not SD-Turbo's or not finite.
+        ColorFluxError: if a part is missing, unreadable, for another model or not finite.
     """
     if path.is_dir():
         return (
@@ -95,11 +95,10 @@ def load_networks(
 
 
 def text_embeddings(path: Path, prompts: Sequence[str] = (POSITIVE, NEGATIVE)) -> Tensor:
-    """What SD-Turbo's text encoder makes of the prompts, (prompts, 77, width), in float32.
+    """Encode prompts with SD-Turbo's text encoder: float32 (prompts, 77, width).
 
     Raises:
-        ColorFluxError: as :func:`load_networks`; also for other than the published prompts when
-            there is no tokenizer beside the text encoder.
+        ColorFluxError: as :func:`load_networks`, and for a custom prompt without a tokenizer.
     """
     tokens = torch.tensor([_tokens(path, prompt) for prompt in prompts])
     encoder = _text_encoder(path)
@@ -116,7 +115,7 @@ def _tokens(path: Path, prompt: str) -> list[int]:
         words = tokenizer(prompt, add_special_tokens=False).input_ids
     else:
         raise ColorFluxError(
-            f"{path} has no tokenizer for a prompt of your own: name SD-Turbo's diffusers folder."
+            f"{path} has no tokenizer for custom prompts: pass SD-Turbo's diffusers folder."
         )
     kept = [_START, *words[: _LENGTH - 2], _END]
     return kept + [_PADDING] * (_LENGTH - len(kept))
@@ -133,14 +132,14 @@ def _text_encoder(path: Path) -> CLIPTextModel:
     names = encoder.state_dict().keys()
     if "final_layer_norm.bias" in names:  # transformers 5
         weights = {key.removeprefix("text_model."): tensor for key, tensor in weights.items()}
-    # What the file has besides is the last layer, which Stable Diffusion 2 does not use.
+    # The file also contains the last layer, which Stable Diffusion 2 does not use.
     used = {key: tensor for key, tensor in weights.items() if key in names}
     _fill(encoder, used, f"The text encoder in {path}", torch.float32)
     return encoder
 
 
 def _single_file(path: Path) -> dict[str, Tensor]:
-    """Its tensors, with the text encoder's keys as in Stable Diffusion 2."""
+    """Read all tensors, with the text encoder's keys renamed as in Stable Diffusion 2."""
     with explained("SD-Turbo checkpoint", path):
         state = load_file(path)
     return {
@@ -151,7 +150,7 @@ def _single_file(path: Path) -> dict[str, Tensor]:
 
 def _from_folder(kind: Any, part: Path, **options: Any) -> Any:
     if not part.is_dir():
-        raise ColorFluxError(f"SD-Turbo is not whole: there is no {part}.")
+        raise ColorFluxError(f"SD-Turbo is incomplete: {part} does not exist.")
     with explained(f"{part.name} of SD-Turbo", part):
         model, info = kind.from_pretrained(
             part,

@@ -1,4 +1,4 @@
-"""Large pictures piece by piece: strips side by side, and tiles that blend without a seam."""
+"""Process large images in parts: adjacent strips, and overlapping tiles that are blended."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 
 GAUSSIAN_VARIANCE = 0.01
-"""Of the blending weights, for a tile of side 1 (S3Diff's code)."""
+"""Variance of the blending weights, relative to a tile side of 1 (as in S3Diff's code)."""
 
 Work = Callable[[slice, slice], Tensor]
-"""What is made of a tile, given its rows and columns."""
+"""Computes the result of a tile from its rows and columns."""
 
 
 def strips(length: int, size: int) -> list[slice]:
-    """Spans of ``size`` one after another, the last of what is left."""
+    """Split ``length`` into adjacent spans of ``size``; the last may be shorter."""
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def spans(length: int, size: int, overlap: int) -> list[slice]:
-    """Spans of ``size`` that cover ``length``, ``overlap`` shared by neighbours, more by the last.
+    """Cover ``length`` with spans of ``size`` that overlap by ``overlap``, the last two by more.
 
-    A length below ``size`` is one span.
+    A length of at most ``size`` is one span.
     """
     last = max(length - size, 0)
     starts = [*range(0, last, size - overlap), last]
@@ -37,15 +37,18 @@ def blend(
     work: Work,
     on_tile: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Fill ``out`` (..., H, W) with what ``work`` makes of its tiles; the weights sum to 1.
+    """Fill ``out`` (..., H, W) with overlapping tiles, blended with Gaussian weights.
 
     Args:
-        out: Where the result goes.
-        rows: Those of the tiles, all as many, in units.
-        columns: Likewise.
-        unit: How many rows or columns of ``out`` a unit is.
-        work: The tile's result, given its rows and columns in units.
+        out: The output, overwritten.
+        rows: Row spans of the tiles in units, all of the same length.
+        columns: Column spans, likewise.
+        unit: Rows or columns of ``out`` per unit.
+        work: Computes a tile's result from its rows and columns in units.
         on_tile: Called after each tile.
+
+    Returns:
+        ``out``.
     """
     out.zero_()
     down, across = _weights(rows, unit), _weights(columns, unit)
@@ -60,7 +63,7 @@ def blend(
 
 
 def _weights(parts: Sequence[slice], unit: int) -> list[Tensor]:
-    """Of each span along one side: Gaussian, and summing to 1 where spans overlap."""
+    """Gaussian weights of each span along one dimension; overlapping weights sum to 1."""
     size = unit * (parts[0].stop - parts[0].start)
     position = (torch.arange(size) + 0.5) / size - 0.5
     gaussian = torch.exp(-(position**2) / (2 * GAUSSIAN_VARIANCE))
@@ -71,5 +74,5 @@ def _weights(parts: Sequence[slice], unit: int) -> list[Tensor]:
 
 
 def enlarged(span: slice, unit: int) -> slice:
-    """The same span where a unit of it is that many."""
+    """Scale a span by ``unit``."""
     return slice(unit * span.start, unit * span.stop)

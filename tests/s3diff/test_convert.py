@@ -178,7 +178,7 @@ def with_no_rank(published: dict[str, Any]) -> str:
 
 def with_a_number(published: dict[str, Any]) -> str:
     published["state_dict_vae_de_mlp"]["0.bias"] = 3
-    return "0.bias is no tensor"
+    return "0.bias is not a tensor"
 
 
 def with_nan(published: dict[str, Any]) -> str:
@@ -251,7 +251,7 @@ def test_what_is_no_pickle(content: bytes) -> None:
 @pytest.mark.parametrize("name", ["s3diff.pkl", "de_net.pth"])
 def test_missing_files(name: str) -> None:
     Path(name).unlink()
-    refusal(name, "no file")
+    refusal(name, "does not exist")
 
 
 STABLE_DIFFUSION_1 = {"cross_attention_dim": 12, "use_linear_projection": False}

@@ -304,7 +304,7 @@ def test_checkpoints_that_were_not_converted(folder: Path, tmp_path: Path) -> No
         assert "\n" not in message
         assert not [name for name in (path.name, *named) if name not in message], message
 
-    refused("missing")
+    refused("does not exist")
     whole = (folder / "s3diff.safetensors").read_bytes()
     path.write_bytes(whole[:-1])
     refused()

@@ -174,7 +174,7 @@ def run_serve(args: argparse.Namespace) -> None:
     from .server import StudyServer
 
     with StudyServer(args.study, args.host, args.port) as server:
-        tell(f"Serving the study at {server.url}; press Ctrl+C to stop.")
+        tell(f"Serving the study at {server.url} (press Ctrl+C to stop)")
         if server.is_open:
             tell(
                 "Anyone on this network with that address can take part. The connection is not"

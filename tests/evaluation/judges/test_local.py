@@ -129,7 +129,7 @@ def test_random_text_is_no_score(folder: Path, tmp_path: Path) -> None:
         )
         assert len(verdicts.scores) == 2 * len(judge.metrics)
         assert all(math.isnan(score.value) for score in verdicts.scores)
-        assert [failure.partition(", the last")[0] for failure in verdicts.failures] == [
+        assert [failure.partition("; the last")[0] for failure in verdicts.failures] == [
             f"real/{number}, DDColor: none of 2 replies could be parsed" for number in range(2)
         ]
     assert len((tmp_path / "replies.jsonl").read_text().splitlines()) == 2 * 2 * 2

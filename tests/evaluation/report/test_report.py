@@ -248,7 +248,7 @@ def test_seeds_are_one_row_with_the_first_ones_pictures(tmp_path: Path) -> None:
     ("names", "options", "message"),
     [
         (("a", "b"), {"reference": "c"}, "--reference"),
-        ((), {}, "no method"),
+        ((), {}, "at least one method"),
         (("a", TRUTH), {}, "rename"),
         (("a", INPUT), {}, "rename"),
     ],

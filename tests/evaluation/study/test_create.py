@@ -102,7 +102,7 @@ def test_a_study_that_was_interrupted_can_be_made_again(tmp_path: Path) -> None:
     shutil.move(tmp_path / "tall.png", tmp_path / "ours" / "tall.png")
     study = create_study(folder, sets, methods, None)
     assert {path.stem for path in (folder / "images").iterdir()} == picture_ids(study)
-    with pytest.raises(ColorFluxError, match="a study already"):
+    with pytest.raises(ColorFluxError, match="already has a study"):
         create_study(folder, sets, methods, None)
 
 
@@ -153,7 +153,7 @@ def made(path: str = "study") -> Study:
 def test_the_command_makes_what_it_is_asked_for(run: Run) -> None:
     status, lines = run(f"new bench -o study {METHODS}")
     assert status == 0
-    assert "4 images, 4 pairs for each participant" in "\n".join(lines)
+    assert "4 images, 4 pairs per participant" in "\n".join(lines)
     assert (made().reference, made().ties, made().pairs, made().seed) == ("ours", False, None, 0)
     options = "--round-robin --pairs 1 --ties --seed 7 --set faded --max-side 8"
     assert run(f"new bench -o other {METHODS} {options}")[0] == 0
@@ -169,7 +169,7 @@ def test_the_command_makes_what_it_is_asked_for(run: Run) -> None:
     ("words", "named"),
     [
         ("new bench -o x --method ours=ours", "--method"),
-        ("new bench -o x --method ours=ours --method ours=theirs", "own name"),
+        ("new bench -o x --method ours=ours --method ours=theirs", "different names"),
         ("new bench -o x --method ours --method theirs=theirs", "NAME=PLACE"),
         (f"new bench -o x {METHODS} --reference them", "--reference"),
         (f"new bench -o x {METHODS} --reference ours --round-robin", "--round-robin"),

@@ -247,7 +247,7 @@ def test_a_file_that_cannot_be_used_is_not_the_participants_fault(
     with caplog.at_level(logging.ERROR):
         status, content = ask(server, "/state?who=ab")
     assert status == 500
-    assert "tell whoever runs it" in json.loads(content)["error"]
+    assert "tell the organizer" in json.loads(content)["error"]
     assert str(path) in caplog.text
     assert answer(server, 1, "left") == -500
     path.write_bytes(whole)
