@@ -11,7 +11,8 @@ diffusers.
 
 Every measurement is a process of its own. Its peak is the resident set's, less what was resident
 before the stage was made. Three things are arranged to be as on CUDA: large tensors are given back
-to the system as soon as they are freed, AdamW is fused, and norms run in float32 (`norms_of_cuda`).
+to the system as soon as they are freed, AdamW is fused, and norms run in float32
+(`emulate_cuda_norms`).
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def measured(name: str, canvas: int, blocks: tuple[int, ...]) -> Peak:
     import torch
 
     from training.models.parts import Parts
-    from training.plan.footprint import norms_of_cuda
+    from training.plan.footprint import emulate_cuda_norms
 
     class RandomParts(Parts):
         """Parts of the right shapes whose weights are made up."""
@@ -135,7 +136,7 @@ def measured(name: str, canvas: int, blocks: tuple[int, ...]) -> Peak:
             skeleton = Parts(self.config, weights=False).load(name, path, dtype)
             return random_weights(skeleton.to_empty(device="cpu"))
 
-    with tempfile.TemporaryDirectory() as folder, norms_of_cuda():
+    with tempfile.TemporaryDirectory() as folder, emulate_cuda_norms():
         write_base(Path(folder), blocks)
         config = make_config(name, Path(folder), canvas, blocks)
         before = resident("VmRSS")

@@ -1,4 +1,4 @@
-"""What the ablations compare: the arms of the paper's tables and figures, side by side."""
+"""The arms of the ablations and the tables that compare them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from colorflux_core.evaluation.rows import write_file
 
 @dataclass(frozen=True)
 class Arm:
-    """What colorizes: the runs that its parts come from."""
+    """A model to compare: the runs that its parts come from."""
 
     controlnet: str = "structure"
     redux: str | None = "both"
-    """None is the base's own, before basic color learning."""
+    """None is the base's Redux, before basic color learning."""
 
     lora: str | None = None
     control_scale: float = 1.0
@@ -53,11 +53,10 @@ FADED = ("augmented", "real")
 
 class Table(NamedTuple):
     sets: tuple[str, ...]
-    """Those of the paper's table."""
+    """The benchmark sets of the paper's table."""
 
     rows: dict[str, str]
-    """By what a row is called, its arm. The last one is the paper's choice, with which the others
-    are compared."""
+    """Row label -> arm. The last row is the paper's choice, which the others are compared with."""
 
 
 TABLES = {
@@ -85,12 +84,12 @@ TABLES = {
         },
     ),
 }
-"""Table 2, Table 3, Table 4, and both parts of Figure 5. Joint training has L_FM alone, and so has
-what it is compared with."""
+"""Table 2, Table 3, Table 4, and both parts of Figure 5. Joint training uses L_FM alone, and so
+does the arm it is compared with."""
 
 
 def sets_for(arm: str, sets: Sequence[BenchmarkSet]) -> list[BenchmarkSet]:
-    """Those that a table shows the arm on."""
+    """The benchmark sets on which a table shows the arm."""
     shown = {name for table in TABLES.values() if arm in table.rows.values() for name in table.sets}
     return [benchmark for benchmark in sets if benchmark.name in shown]
 
@@ -99,11 +98,11 @@ KEYS = (
     *("colorfulness", "chroma_correlation", "ciede2000"),
     *("luma_distance", "ssim_input", "excess_bleeding"),
 )
-"""The metrics of tables.md; the reports have all."""
+"""The metrics in tables.md; the reports have all metrics."""
 
 
 def write_tables(output: Path, sets: Sequence[BenchmarkSet], seeds: int) -> None:
-    """A report for each table, in ``output/tables``, and tables.md; an arm's seeds share a row."""
+    """Write a report per table to ``output/tables``, and tables.md; an arm's seeds share a row."""
     text = []
     for name, table in TABLES.items():
         row_of = {f"{row}, seed {seed}": row for row in table.rows for seed in range(seeds)}
@@ -125,7 +124,7 @@ def write_tables(output: Path, sets: Sequence[BenchmarkSet], seeds: int) -> None
 
 
 def markdown(of_sets: Sequence[Block], reference: str) -> Iterator[str]:
-    """Each set's table, and its rows against the reference."""
+    """Each set's table, and the comparison of its rows with the reference row."""
     compared = {block.set.name: compare_rows(block, reference) for block in of_sets}
     digits = mean_decimals(of_sets)
     more_digits = difference_decimals(chain.from_iterable(compared.values()))

@@ -1,4 +1,4 @@
-"""The photo files in folders, as they are at this moment."""
+"""Finds the photo files in folders."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from colorflux_core.photos.photo import is_photo_file
 
 @dataclass(frozen=True)
 class PhotoFile:
-    """A file as it was when it was found: with another size or time it is another photo.
+    """A photo file; a file whose size or modification time changes counts as another photo.
 
     Attributes:
-        file: relative to the manifest's folder, with forward slashes.
-        size: in bytes.
-        modified: in nanoseconds.
+        file: Relative to the manifest's folder, with forward slashes.
+        size: In bytes.
+        modified: Modification time in nanoseconds.
     """
 
     file: str
@@ -29,23 +29,23 @@ class PhotoFile:
 
 @dataclass(frozen=True)
 class Found:
-    """Photos to look at, and the other files, each with the reason why it is none."""
+    """The photos in folders, and the other files with the reason why each is not a photo."""
 
     photos: list[PhotoFile]
     others: dict[str, str]
 
 
 def find_photos(folders: Sequence[str], output: Path, own: set[str]) -> Found:
-    """What is in the folders, in their order and by name within each.
+    """Find photos, in the order of the folders and by name within each.
 
     Args:
-        folders: Each FOLDER, or FOLDER=COUNT for its first photos.
-        output: Absolute path of the folder that names become relative to.
-        own: Names of files in ``output`` that are left out.
+        folders: FOLDER, or FOLDER=COUNT for its first COUNT photos.
+        output: Absolute path of the folder that file names are relative to.
+        own: Names of files in ``output`` to skip.
 
     Raises:
-        ColorFluxError: when there is no such folder, and when it has no photos.
-        OSError: when one of its subfolders cannot be read.
+        ColorFluxError: if a folder does not exist or has no photos.
+        OSError: if a subfolder cannot be read.
     """
     photos: dict[str, PhotoFile] = {}
     others: dict[str, str] = {}
@@ -59,9 +59,9 @@ def find_photos(folders: Sequence[str], output: Path, own: set[str]) -> Found:
             if file in own:
                 continue
             if not path.is_file():
-                others[file] = "leads to no file"
+                others[file] = "broken link"
             elif not is_photo_file(path):
-                others[file] = f"ends in {path.suffix}" if path.suffix else "has no ending"
+                others[file] = f"extension {path.suffix}" if path.suffix else "no file extension"
             elif not is_text(file):
                 others[file] = "its name is not UTF-8"
             else:
@@ -74,7 +74,7 @@ def find_photos(folders: Sequence[str], output: Path, own: set[str]) -> Found:
 
 
 def folder_and_count(given: str) -> tuple[Path, int | None]:
-    """FOLDER=COUNT, or FOLDER alone with no count; a folder's own name may look like the first."""
+    """Parse FOLDER=COUNT or FOLDER; an existing folder whose name looks like FOLDER=COUNT wins."""
     folder, _, count = given.rpartition("=")
     if folder and count.isdecimal() and not Path(given).is_dir():
         return Path(folder), int(count)
@@ -82,9 +82,9 @@ def folder_and_count(given: str) -> tuple[Path, int | None]:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The files of a folder and its subfolders by name, hidden ones left out.
+    """The files of a folder and its subfolders, sorted by name, without hidden ones.
 
-    Links are followed, but no folder is read twice. Raises OSError.
+    Links are followed, but no folder is read twice. Raises OSError if a folder cannot be read.
     """
 
     def refuse(error: OSError) -> NoReturn:
@@ -104,5 +104,5 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def is_text(name: str) -> bool:
-    """Whether a file's name can be written to a CSV in UTF-8."""
+    """Whether a file name can be encoded in UTF-8."""
     return name == name.encode(errors="ignore").decode()
