@@ -1,4 +1,4 @@
-"""``python -m training.bundle``: the trained parts as one bundle, for ComfyUI and the shell."""
+"""Packs the trained parts into a bundle for ComfyUI and the shell: ``python -m training.bundle``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """``python -m training.pretrain vision|vae|flux``: nano's stand-ins for published weights.
 
-FLUX.1-dev, its VAE, SigLIP and FLUX.1-Redux-dev come ready-made to whoever trains the big model and
-start at ``training.structure``. Nano has to make its own, one after the other, into one folder.
+To train the full-size model, download FLUX.1-dev, its VAE, SigLIP and FLUX.1-Redux-dev, and start
+with ``training.structure``. Nano's counterparts are made with this command: vision, vae and flux,
+in this order, into one folder.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ class VisionConfig(LoopConfig):
 
 
 def make_vision(config: VisionConfig) -> None:
-    """Convert the published tower, and standardize its features over the photos."""
+    """Convert the published vision tower and standardize its features over the training photos."""
     tower = convert(published_weights(), config.image_size)
     processor = image_processor(config.image_size)
-    whole = [picture for picture in training_pictures(config, "vision") if picture.view == 0]
-    batches = load(Pixels(whole), config.workers, batch_size=16)
+    full_photos = [photo for photo in training_pictures(config, "vision") if photo.view == 0]
+    batches = load(Pixels(full_photos), config.workers, batch_size=16)
     standardize(tower, (preprocess(processor, unit_range(batch)) for _, batch in batches))
     tower.save_pretrained(config.output / "image_encoder")
     processor.save_pretrained(config.output / "feature_extractor")
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
     elif part == "flux":
         plan_or_train(parse(FluxConfig, flags, prog), FluxStage, flux_training)
     else:
-        sys.exit(f"{__doc__}\nSay which part: vision, vae or flux; each has its own --help.")
+        sys.exit(f"{__doc__}\nName a part: vision, vae or flux; each has its own --help.")
 
 
 if __name__ == "__main__":

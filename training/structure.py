@@ -1,7 +1,7 @@
 """Stage 1, structure consistency training (paper 4.1.1, 7.1): ``python -m training.structure``.
 
 Only the gray ControlNet is trained, with L_FM. The visual prompt comes from the *color* photo and
-tells the model the colors, so that only structure is left to learn. The defaults are the paper's.
+supplies the colors, so that the ControlNet learns structure alone. The defaults are the paper's.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class StructureConfig(PartsConfig):
 
 
 class StructureStage(FlowStage):
+    """Trains the gray ControlNet with L_FM (Eq. 2)."""
+
     name = "structure"
     columns = Columns(latents=("latents", "gray_latents"), tokens=("color_tokens",))
 
@@ -62,7 +64,7 @@ class StructureStage(FlowStage):
         self.redux = parts.frozen("image_embedder")
 
     def loss(self, batch: Batch) -> Loss:
-        """L_FM (Eq. 2), the visual prompt from the color photo."""
+        """L_FM (Eq. 2), with the visual prompt of the color photo."""
         with torch.no_grad():
             c_v = prompt_from_tokens(self.redux, batch["color_tokens"])
         error = flow_error(
@@ -77,11 +79,11 @@ class StructureStage(FlowStage):
         return error.mean(), {"flow_loss": error}
 
     def sample(self, samples: list[Picture]) -> Sheet:
-        """The photos; below, drawn with the color photo's prompt and with the gray photo's."""
+        """The photos, and below them colorized with the color and with the gray photo's prompt."""
         photos = unit_range(pixels(samples))
-        draw = pipeline(self.parts, transformer=self.transformer, controlnet=self.trainable)
-        drawn = [
-            draw(
+        colorize = pipeline(self.parts, transformer=self.transformer, controlnet=self.trainable)
+        colorized = [
+            colorize(
                 photos,
                 reference=reference,
                 text_tokens=self.config.text_tokens,
@@ -89,13 +91,14 @@ class StructureStage(FlowStage):
             ).images
             for reference in (photos, None)
         ]
-        return Sheet([photos], drawn)
+        return Sheet([photos], colorized)
 
     def save(self, folder: Path) -> None:
         save_model("controlnet", self.trainable, folder)
 
 
 def structure_training(config: StructureConfig) -> Training:
+    """The stage, its rows and samples."""
     chosen, parts = training_pictures(config, "structure"), Parts(config)
     rows = Rows(
         [picture.photo.file for picture in chosen],

@@ -90,10 +90,10 @@ def train(training: Training, config: LoopConfig) -> None:
         for step in range(first_step, steps):
             # Accumulate the gradients of all micro-batches.
             began = time.perf_counter()
-            meter, seen = MetricMeter(), []
+            meter, step_rows = MetricMeter(), []
             for index in range(accumulation_steps):
                 micro = next(micro_batches)
-                seen += micro.pop("row").tolist()
+                step_rows += micro.pop("row").tolist()
                 batch = prepare_micro_batch(stage, micro, config.seed, accelerator.device)
                 is_last = index == accumulation_steps - 1
                 with synchronized(accelerator, module, is_last):
@@ -115,7 +115,7 @@ def train(training: Training, config: LoopConfig) -> None:
             stop = logged.pop("stop") > 0
 
             # Take the optimizer step, unless loss or gradient would damage the weights.
-            run.require_sound(logged, step, [rows.photos[row] for row in seen])
+            run.require_sound(logged, step, [rows.photos[row] for row in step_rows])
             logged["learning_rate"] = run.schedule.get_last_lr()[0]
             run.step()
 
