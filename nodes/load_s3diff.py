@@ -1,4 +1,4 @@
-"""Load S3Diff: SD-Turbo with what S3Diff adds to it."""
+"""Load S3Diff: SD-Turbo plus S3Diff's weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ S3DiffType = io.Custom("COLORFLUX_S3DIFF")
 
 
 def add_s3diff_folder() -> None:
-    """Tell ComfyUI of models/s3diff; extra_model_paths.yaml can name more for ``s3diff``."""
+    """Register models/s3diff; extra_model_paths.yaml can add folders as ``s3diff``."""
     folder_paths.add_model_folder_path(KIND, str(Path(folder_paths.models_dir, KIND)))
-    # Without one, the published pickles would be listed, too.
+    # Without a suffix filter, the published pickles would be listed too.
     _, suffixes = folder_paths.folder_names_and_paths[KIND]
     suffixes.add(".safetensors")
 
@@ -26,8 +26,8 @@ def add_s3diff_folder() -> None:
 class LoadS3Diff(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        # An empty folder offers the file that belongs there, and running says where to get it.
-        # Without any option, ComfyUI would say no more than that an input is missing.
+        # For an empty folder, the list offers the expected file name, and running the node says
+        # where to get the file. With an empty list, ComfyUI would only report a missing input.
         return schema(
             node_id="ColorFlux_LoadS3Diff",
             display_name="Load S3Diff",
@@ -54,7 +54,7 @@ class LoadS3Diff(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, s3diff: str, sd_turbo: str) -> list[int]:
-        """Files that were written again are loaded again."""
+        """Reload the files when they change."""
         return [path.stat().st_mtime_ns for path in _paths(s3diff, sd_turbo)]
 
     @classmethod
@@ -66,7 +66,7 @@ class LoadS3Diff(io.ComfyNode):
 
         checkpoint, base = _paths(s3diff, sd_turbo)
         device = mm.get_torch_device()
-        # Not ComfyUI's unet_dtype: that is for weights that are cast when they are used.
+        # Not ComfyUI's unet_dtype, which is a storage dtype for weights that are cast on use.
         dtype = torch.float16 if mm.should_use_fp16(device) else torch.float32
         try:
             model = load_s3diff(checkpoint, base, dtype=dtype)
@@ -80,10 +80,10 @@ def _paths(s3diff: str, sd_turbo: str) -> tuple[Path, Path]:
         _path(
             KIND,
             s3diff,
-            "python -m colorflux_core.s3diff.convert makes it of s3diff.pkl and de_net.pth, which "
-            "huggingface.co/zhangap/S3Diff has",
+            "make it with python -m colorflux_core.s3diff.convert from s3diff.pkl and de_net.pth "
+            "of huggingface.co/zhangap/S3Diff",
         ),
-        _path(SD_TURBO_KIND, sd_turbo, "huggingface.co/stabilityai/sd-turbo has it"),
+        _path(SD_TURBO_KIND, sd_turbo, "download it from huggingface.co/stabilityai/sd-turbo"),
     )
 
 

@@ -1,4 +1,4 @@
-"""S3Diff Restore: a scan without its noise and blur."""
+"""S3Diff Restore: removes noise and blur from a scan."""
 
 from __future__ import annotations
 
@@ -115,17 +115,18 @@ class S3DiffRestore(io.ComfyNode):
 
 
 def _with_smaller_tile(options: Restoration) -> Restoration:
+    """Options with half the tile size. Raises ColorFluxError at the smallest size."""
     if options.tile == SMALLEST_TILE:
         raise ColorFluxError(
-            f"S3Diff Restore: tile: there is not enough memory for {SMALLEST_TILE} either, the "
-            "smallest: close other programs, or start ComfyUI with --cpu."
+            f"S3Diff Restore: there is not enough memory even for the smallest tile, "
+            f"{SMALLEST_TILE}: close other programs, or start ComfyUI with --cpu."
         )
     smaller = max(options.tile // 2 // MULTIPLE * MULTIPLE, SMALLEST_TILE)
-    logger.warning("S3Diff Restore: no memory for tile %d, trying %d.", options.tile, smaller)
+    logger.warning("S3Diff Restore: out of memory at tile %d, trying %d.", options.tile, smaller)
     return replace(options, tile=smaller)
 
 
 def _memory(photos: Tensor, options: Restoration, dtype: torch.dtype) -> int:
-    """Bytes for a tile: as much as ComfyUI reckons for decoding it with a VAE of this shape."""
+    """Bytes for a tile, by ComfyUI's estimate for decoding it with a VAE of this architecture."""
     height, width = (min(options.tile, options.scale * side) for side in photos.shape[-2:])
     return int(2178 * height * width * dtype.itemsize)

@@ -1,4 +1,4 @@
-"""Packs the trained parts into a bundle for ComfyUI and the shell: ``python -m training.bundle``."""
+"""Packs the trained parts into a bundle: ``python -m training.bundle``."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def principal_components(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def set_encoder(encoder: Encoder, mean: Tensor, analysis: Tensor) -> None:
-    """Two stride-2 convolutions do space-to-depth to 4 x 4 pixels; the third applies the filters."""
+    """Two stride-2 convolutions stack 4 x 4 pixels in channels; the third applies the filters."""
     set_identity(encoder.conv_in)
     for level in (0, 1):
         set_space_to_depth(encoder.down_blocks[level].downsamplers[0].conv, 3 * 4**level)
