@@ -1,7 +1,7 @@
 """ColorFLUX: colorizes old photos with FLUX.1, a gray ControlNet, Redux and a Pro-DPO LoRA.
 
-ComfyUI's door. It finds the nodes through ``comfy_entrypoint`` and the widget and the help pages
-in ``WEB_DIRECTORY``; nothing is imported before it calls.
+The entry point for ComfyUI: ``comfy_entrypoint`` returns the nodes, and ``WEB_DIRECTORY`` holds the
+widget and the help pages. Nothing else is imported until ComfyUI calls ``comfy_entrypoint``.
 """
 
 from __future__ import annotations

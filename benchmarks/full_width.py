@@ -11,7 +11,8 @@ weights, and loads the resulting artifacts in stock diffusers.
 
 Each measurement runs in its own process. Its peak is that of the resident set, minus the memory
 resident before the stage was created. Three settings emulate CUDA: large tensors are returned to
-the system as soon as they are freed, AdamW is fused, and norms run in float32 (`norms_of_cuda`).
+the system as soon as they are freed, AdamW is fused, and norms run in float32
+(`emulate_cuda_norms`).
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def measured(name: str, canvas: int, blocks: tuple[int, ...]) -> Peak:
     import torch
 
     from training.models.parts import Parts
-    from training.plan.footprint import norms_of_cuda
+    from training.plan.footprint import emulate_cuda_norms
 
     class RandomParts(Parts):
         """Create models of the right shapes with random weights."""
@@ -135,7 +136,7 @@ def measured(name: str, canvas: int, blocks: tuple[int, ...]) -> Peak:
             skeleton = Parts(self.config, weights=False).load(name, path, dtype)
             return random_weights(skeleton.to_empty(device="cpu"))
 
-    with tempfile.TemporaryDirectory() as folder, norms_of_cuda():
+    with tempfile.TemporaryDirectory() as folder, emulate_cuda_norms():
         write_base(Path(folder), blocks)
         config = make_config(name, Path(folder), canvas, blocks)
         before = resident("VmRSS")

@@ -1,7 +1,7 @@
-"""The ComfyUI nodes: each a schema, one call into ``colorflux_core`` and the tensor layout.
+"""The ComfyUI nodes: each has a schema, calls ``colorflux_core`` once and converts tensor layouts.
 
-What takes long to import (diffusers, transformers, peft) is imported when a node first runs, so
-that ComfyUI starts as fast as without the pack.
+Slow imports (diffusers, transformers, peft) happen when a node first runs, so that the pack does
+not slow down ComfyUI's start.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .resize_back import ResizeBack
 from .s3diff_restore import S3DiffRestore
 from .sample_photo import SamplePhoto
 
-# People's workflows name nodes, inputs, options and the order of outputs. They load for ever: none
-# of these changes its meaning or goes away; what is replaced is deprecated and stays.
+# Saved workflows refer to node ids, inputs, options and the order of outputs. To keep them loading,
+# never remove any of these or change its meaning; deprecate what is replaced, and keep it.
 NODES: list[type[io.ComfyNode]] = [
     LoadBundle,
     SamplePhoto,
@@ -37,10 +37,10 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class ColorFluxExtension(ComfyExtension):
-    """What ComfyUI loads."""
+    """The pack as a ComfyUI extension."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        # Here, since ComfyUI 0.3.64 never calls on_load.
+        # Registered here because ComfyUI 0.3.64 never calls on_load.
         add_bundle_folder()
         add_s3diff_folder()
         return NODES

@@ -1,7 +1,7 @@
-"""A bundle's parts as ComfyUI's own objects, of whatever width and depth they are.
+"""Loads a bundle's parts as ComfyUI's own objects, for models of any width and depth.
 
-ComfyUI's loaders know FLUX.1's true size; nano and other small models they would take for it. So
-the shapes come from the bundle's configs here, and everything else is done as those loaders do.
+ComfyUI's loaders assume FLUX.1's full size and would misread nano and other small models. Here the
+shapes come from the bundle's configs; everything else follows ComfyUI's loaders.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .clip_vision import BundleClipVision
 
 @contextmanager
 def _explained(part: str) -> Iterator[None]:
-    """Turns what the libraries raise over a damaged part into one line."""
+    """Converts library errors caused by a damaged part to a one-line ColorFluxError."""
     try:
         yield
     except mm.OOM_EXCEPTION:
@@ -49,9 +49,9 @@ def _explained(part: str) -> Iterator[None]:
 
 @_explained("transformer")
 def load_transformer(bundle: Path, dtype: torch.dtype | None, fast: bool) -> ModelPatcher:
-    """The MODEL; ``dtype`` is of the stored weights, None leaves it to ComfyUI.
+    """The MODEL; its weights are stored as ``dtype``, or as ComfyUI chooses if None.
 
-    Raises ColorFluxError, as all of these functions do, for a part that is missing or does not fit.
+    This and the other loaders raise ColorFluxError if the part is missing or damaged.
     """
     part = bundle / "transformer"
     weights, model_config = _flux(part)
@@ -79,7 +79,7 @@ def load_control_net(bundle: Path) -> comfy.controlnet.ControlNet:
     weights, model_config = _flux(part)
     device, offload_device = mm.get_torch_device(), mm.unet_offload_device()
     dtype = mm.unet_dtype(
-        model_params=-1,  # As ComfyUI's loader: a ControlNet's size has no say in it.
+        model_params=-1,  # As in ComfyUI's loader: a ControlNet's size does not matter here.
         supported_dtypes=model_config.supported_inference_dtypes,
         weight_dtype=comfy.utils.weight_dtype(weights),
     )
@@ -106,7 +106,7 @@ def load_control_net(bundle: Path) -> comfy.controlnet.ControlNet:
 
 
 class BundleStyleModel(comfy.sd.StyleModel):
-    """Redux with the number of zero text tokens that it was trained behind."""
+    """Redux, with the number of zero text tokens that preceded its prompt in training."""
 
     def __init__(self, model: nn.Module, text_tokens: int) -> None:
         super().__init__(model)
@@ -124,8 +124,8 @@ def load_style_model(bundle: Path, text_tokens: int) -> BundleStyleModel:
 
 
 def load_clip_vision(bundle: Path) -> BundleClipVision:
-    """The CLIP_VISION, SigLIP or nano's tower, with the bundle's own preprocessing."""
-    # Not ComfyUI's text_encoder_dtype: that is of stored weights, and this tower computes in it.
+    """The CLIP_VISION (SigLIP or nano's tower), with the bundle's own preprocessing."""
+    # Not ComfyUI's text_encoder_dtype, which is a storage dtype: this tower computes in its dtype.
     half = mm.should_use_fp16(mm.text_encoder_device())
     encoder = load_model("image_encoder", bundle, torch.float16 if half else torch.float32)
     return BundleClipVision(encoder, load_feature_extractor(bundle))
@@ -139,7 +139,7 @@ def load_vae(bundle: Path) -> comfy.sd.VAE:
     for name, channels in (
         ("quant_conv", 2 * config["latent_channels"]),
         ("post_quant_conv", config["latent_channels"]),
-    ):  # ComfyUI's class always has them.
+    ):  # ComfyUI's class always has these layers: add identities if the file has none.
         weights.setdefault(f"{name}.weight", torch.eye(channels)[..., None, None])
         weights.setdefault(f"{name}.bias", torch.zeros(channels))
     first, *_ = widths = config["block_out_channels"]
@@ -158,21 +158,21 @@ def load_vae(bundle: Path) -> comfy.sd.VAE:
     params = {"ddconfig": shape, "embed_dim": config["latent_channels"]}
     weights = comfy.diffusers_convert.convert_vae_state_dict(weights)
     vae = comfy.sd.VAE(sd=weights, config={"params": params})
-    vae.first_stage_model.load_state_dict(weights)  # ComfyUI only warns of what is missing.
+    vae.first_stage_model.load_state_dict(weights)  # ComfyUI only warns about missing keys.
     vae.latent_channels = config["latent_channels"]
     for module in vae.first_stage_model.modules():
-        if isinstance(module, nn.GroupNorm):  # ComfyUI's have 32 groups; the weights are the same.
+        if isinstance(module, nn.GroupNorm):  # ComfyUI's class hard-codes 32 groups.
             module.num_groups = config["norm_num_groups"]
     return vae
 
 
 def _flux(part: Path) -> tuple[dict[str, Tensor], Any]:
-    """A FLUX transformer's or ControlNet's weights with ComfyUI's keys, and ComfyUI's config."""
+    """A FLUX transformer's or ControlNet's weights with ComfyUI's keys, and its ComfyUI config."""
     config, stored = _config(part), _weights(part)
     weights = comfy.model_detection.convert_diffusers_mmdit(stored, "") or {}
     model_config = comfy.model_detection.model_config_from_unet(weights, "")
     if model_config is None:
-        raise ColorFluxError(f"{part} is no FLUX.1: its bundle is damaged.")
+        raise ColorFluxError(f"{part} is not a FLUX.1 model: the bundle is damaged.")
     model_config.unet_config |= {
         "context_in_dim": config["joint_attention_dim"],
         "hidden_size": config["num_attention_heads"] * config["attention_head_dim"],
@@ -184,7 +184,7 @@ def _flux(part: Path) -> tuple[dict[str, Tensor], Any]:
 
 @_explained("vae")
 def _latent_format(bundle: Path) -> comfy.latent_formats.Flux:
-    """How this bundle's latents are scaled. FLUX.1's preview colors fit only FLUX.1's VAE."""
+    """The scaling of the bundle's latents; previews are disabled for VAEs other than FLUX.1's."""
     config, latent_format = _config(bundle / "vae"), comfy.latent_formats.Flux()
     scale, shift = config["scaling_factor"], config["shift_factor"] or 0.0
     if (scale, shift) != (latent_format.scale_factor, latent_format.shift_factor):
@@ -202,5 +202,5 @@ def _weights(part: Path) -> dict[str, Tensor]:
     for file in sorted(part.glob("*.safetensors")):
         weights |= comfy.utils.load_torch_file(str(file), safe_load=True)
     if not weights:
-        raise ColorFluxError(f"{part} has no weights: there is no .safetensors file in it.")
+        raise ColorFluxError(f"{part} has no weights: it contains no .safetensors file.")
     return weights

@@ -1,4 +1,4 @@
-"""Where bundles lie: the embedded nano, and models/colorflux of every model folder."""
+"""Finds bundles: the embedded nano, and the folders in ComfyUI's models/colorflux."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ EMBEDDED = "nano (embedded)"
 
 
 def add_bundle_folder() -> None:
-    """Tell ComfyUI of models/colorflux; extra_model_paths.yaml can name more for ``colorflux``."""
+    """Register models/colorflux; extra_model_paths.yaml can add folders as ``colorflux``."""
     folder_paths.add_model_folder_path(KIND, str(Path(folder_paths.models_dir, KIND)))
 
 
 def bundle_folders() -> dict[str, Path]:
-    """Folders with a ``colorflux.json``, by their name as the artist sees it; nano comes first."""
+    """Folders that contain a ``colorflux.json``, by display name; nano comes first."""
     found = {
         Path(folder).relative_to(top).as_posix(): Path(folder)
         for top in reversed(folder_paths.get_folder_paths(KIND))
@@ -31,11 +31,11 @@ def bundle_folders() -> dict[str, Path]:
 
 
 def bundle_folder(name: str) -> Path:
-    """A bundle's folder. Raises ColorFluxError when it is not there any more."""
+    """A bundle's folder. Raises ColorFluxError if it no longer exists."""
     folders = bundle_folders()
     if name not in folders:
         raise ColorFluxError(
             f"Load ColorFLUX Bundle: there is no {name} in models/{KIND}; "
-            f"there is {', '.join(folders)}."
+            f"choose one of: {', '.join(folders)}."
         )
     return folders[name]

@@ -1,4 +1,4 @@
-"""A bundle's vision tower behind the interface of ComfyUI's CLIP_VISION."""
+"""Adapts a bundle's vision tower to the interface of ComfyUI's CLIP_VISION."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..colorflux_core.model.visual_prompt import image_tokens
 
 
 class VisionTower(nn.Module):
-    """A ModelPatcher sets ``model.device``, which transformers' models refuse."""
+    """A wrapper, because ModelPatcher sets ``model.device``, which is read-only in transformers."""
 
     def __init__(self, encoder: PreTrainedModel) -> None:
         super().__init__()
@@ -22,9 +22,9 @@ class VisionTower(nn.Module):
 
 
 class BundleClipVision:
-    """SigLIP or nano's tower, with the preprocessing that it was trained with.
+    """SigLIP or nano's tower, with the preprocessing it was trained with.
 
-    Only what Redux reads is there: ``last_hidden_state`` (B, tokens, D).
+    Its output has only what Redux reads: ``last_hidden_state`` (B, tokens, D).
     """
 
     def __init__(self, encoder: PreTrainedModel, image_processor: BaseImageProcessor) -> None:
@@ -34,7 +34,7 @@ class BundleClipVision:
         self.patcher = ModelPatcher(self.model, self.load_device, mm.text_encoder_offload_device())
 
     def encode_image(self, image: Tensor, crop: bool = True) -> comfy.clip_vision.Output:
-        """The image tokens of an IMAGE (B, H, W, C); ``crop`` takes its central square."""
+        """The image tokens of an IMAGE (B, H, W, C), or of its central square if ``crop``."""
         rgb = image[..., :3].movedim(-1, 1)
         if crop:
             side = min(rgb.shape[-2:])

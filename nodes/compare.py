@@ -1,4 +1,4 @@
-"""Compare Photos: before and after under one slider, which is web/js/compare.js."""
+"""Compare Photos: before and after under a slider; the widget is in web/js/compare.js."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Apply Grayscale ControlNet: the gray photo holds the structure."""
+"""Apply Grayscale ControlNet: keeps the gray photo's structure."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class ApplyGrayControlNet(io.ComfyNode):
     ) -> io.NodeOutput:
         rgb = in_range(from_image(image, "Apply Grayscale ControlNet: image"))
         _require_flux(control_net, vae)
-        if not torch.equal(rgb, rgb[:, :1].expand_as(rgb)):  # What is gray stays as it is.
+        if not torch.equal(rgb, rgb[:, :1].expand_as(rgb)):  # Gray photos stay bit-identical.
             rgb = grayscale(rgb)
         controlled, _ = nodes.ControlNetApplyAdvanced().apply_controlnet(
             conditioning,
@@ -90,6 +90,7 @@ class ApplyGrayControlNet(io.ComfyNode):
 
 
 def _require_flux(control_net: ControlBase, vae: VAE) -> None:
+    """Raises ColorFluxError if the ControlNet or the VAE is not for FLUX.1."""
     from comfy.ldm.flux.controlnet import ControlNetFlux
 
     model = getattr(control_net, "control_model", None)
@@ -107,6 +108,7 @@ def _require_flux(control_net: ControlBase, vae: VAE) -> None:
 
 
 def _in_mode(control_net: ControlBase, union_mode: str) -> ControlBase:
+    """The ControlNet in a union mode. Raises ColorFluxError if it does not have the mode."""
     modes = control_net.control_model.num_union_modes
     mode = UNION_GRAY_MODE if union_mode == AUTO else UNION_MODES.index(union_mode)
     if not modes and union_mode == AUTO:

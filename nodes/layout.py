@@ -1,4 +1,4 @@
-"""ComfyUI's IMAGE (B, H, W, C) <-> the core's (B, 3, H, W), both float in [0, 1]."""
+"""Converts between ComfyUI's IMAGE (B, H, W, C) and the core's (B, 3, H, W), in [0, 1]."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..colorflux_core.photos.color import unit_range
 
 
 def from_image(image: Tensor, where: str) -> Tensor:
-    """A view (B, 3, H, W) of an IMAGE with one channel, three, or four, without the alpha.
+    """A view (B, 3, H, W) of an IMAGE with 1, 3 or 4 channels, without alpha.
 
     Args:
-        image: What came in.
-        where: Node and input, for the message.
+        image: The node's input.
+        where: Node and input, for error messages.
 
     Raises:
         ColorFluxError: for masks, latents and empty pictures.
@@ -24,7 +24,7 @@ def from_image(image: Tensor, where: str) -> Tensor:
     shape = "x".join(map(str, getattr(image, "shape", ("nothing",))))
     if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
         raise ColorFluxError(
-            f"{where} has {shape}, which is no picture: connect an IMAGE. "
+            f"{where} has {shape}, which is not a picture: connect an IMAGE. "
             "A mask becomes one with Convert Mask to Image, a latent with VAE Decode."
         )
     if image.numel() == 0:
@@ -33,24 +33,26 @@ def from_image(image: Tensor, where: str) -> Tensor:
 
 
 def in_range(rgb: Tensor) -> Tensor:
-    """Float32 in [0, 1], whatever other nodes have made."""
+    """Convert to float32 and clamp to [0, 1], since other nodes' images may be out of range."""
     return unit_range(rgb).float().clamp(0, 1)
 
 
 def to_image(rgb: Tensor) -> Tensor:
-    """The IMAGE of (B, 3, H, W)."""
+    """(B, 3, H, W) as an IMAGE (B, H, W, 3)."""
     return rgb.movedim(1, -1).contiguous()
 
 
 def each_frame(work: Callable[..., Tensor], *batches: Tensor) -> Tensor:
-    """What ``work`` makes of each frame, with ComfyUI's progress and Cancel.
+    """Apply ``work`` to each frame, with ComfyUI's progress bar and Cancel.
+
+    Videos are large: apart from the result, only one frame at a time is in memory.
 
     Args:
-        work: Given one frame (1, 3, H, W) of each batch, in range, returns (1, ...).
-        batches: Of one length, as :func:`from_image` gives them.
+        work: Maps one frame (1, 3, H, W) of each batch, in [0, 1], to (1, ...).
+        batches: Batches of equal length, as returned by :func:`from_image`.
 
     Returns:
-        (B, ...). Films are large, so that beside it only one frame is in memory.
+        The results (B, ...).
     """
     count = len(batches[0])
     progress = comfy.utils.ProgressBar(count)

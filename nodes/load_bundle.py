@@ -61,7 +61,7 @@ class LoadBundle(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, bundle: str, **_: object) -> int:
-        """A bundle that was saved again is loaded again."""
+        """Reload a bundle when its config file changes."""
         return (bundle_folder(bundle) / CONFIG).stat().st_mtime_ns
 
     @classmethod

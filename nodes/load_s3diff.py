@@ -80,10 +80,10 @@ def _paths(s3diff: str, sd_turbo: str) -> tuple[Path, Path]:
         _path(
             KIND,
             s3diff,
-            "python -m colorflux_core.s3diff.convert makes it of s3diff.pkl and de_net.pth, which "
-            "huggingface.co/zhangap/S3Diff has",
+            "make it with python -m colorflux_core.s3diff.convert from s3diff.pkl and de_net.pth "
+            "of huggingface.co/zhangap/S3Diff",
         ),
-        _path(SD_TURBO_KIND, sd_turbo, "huggingface.co/stabilityai/sd-turbo has it"),
+        _path(SD_TURBO_KIND, sd_turbo, "download it from huggingface.co/stabilityai/sd-turbo"),
     )
 
 

@@ -1,4 +1,4 @@
-"""A LoRA on a MODEL, wholly or not at all."""
+"""Applies a LoRA to a MODEL; rejects files that would load only partially."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..colorflux_core.model.lora import load_lora_state
 
 
 def with_lora(model: ModelPatcher, path: Path, strength: float, where: str) -> ModelPatcher:
-    """The MODEL with W' = W + strength * B A; itself at strength 0.
+    """The MODEL with W' = W + strength * B A; unchanged at strength 0.
 
     Args:
-        model: FLUX.1, in whatever form ComfyUI has it.
-        path: A LoRA in one of the key styles that ``colorflux_core.model.lora.normalise`` knows.
+        model: FLUX.1, in any of ComfyUI's formats.
+        path: A LoRA in one of the key styles that ``colorflux_core.model.lora.normalise`` reads.
         strength: May be negative.
-        where: Node and input, for the message.
+        where: Node and input, for error messages.
 
     Raises:
-        ColorFluxError: when the model is not FLUX.1, or the LoRA is damaged or for another model.
+        ColorFluxError: if the model is not FLUX.1, or the LoRA is damaged or for another model.
     """
     if not isinstance(model.model, comfy.model_base.Flux):
         raise ColorFluxError(
@@ -42,13 +42,15 @@ def with_lora(model: ModelPatcher, path: Path, strength: float, where: str) -> M
             continue
         layer = key.removesuffix(".lora_A.weight")
         if layer not in targets:
-            raise ColorFluxError(f"{where}: {path.name} is for another model, with a {layer}.")
+            raise ColorFluxError(
+                f"{where}: {path.name} is for another model: this one has no layer {layer}."
+            )
         up = state[f"{layer}.lora_B.weight"]
         given, expected = (up.shape[0], down.shape[1]), _shape(model, targets[layer])
         if given != expected:
             raise ColorFluxError(
-                f"{where}: {path.name} is for another model: {layer} is {given[0]}x{given[1]} "
-                f"there and {expected[0]}x{expected[1]} here."
+                f"{where}: {path.name} is for another model: its {layer} is {given[0]}x{given[1]}, "
+                f"this model's is {expected[0]}x{expected[1]}."
             )
     patched = model.clone()
     patched.add_patches(comfy.lora.load_lora(state, targets), strength)
@@ -56,7 +58,7 @@ def with_lora(model: ModelPatcher, path: Path, strength: float, where: str) -> M
 
 
 def _shape(model: ModelPatcher, target: str | tuple[Any, ...]) -> tuple[int, int]:
-    """(out, in) of a layer; q, k and v are thirds of one layer in ComfyUI."""
+    """(out, in) of a layer; in ComfyUI, q, k and v are the thirds of one layer."""
     key, part, *_ = (target, None) if isinstance(target, str) else target
     height, width = comfy.utils.get_attr(model.model, key).shape
     return (part[2] if part else height), width

@@ -1,4 +1,4 @@
-"""Prepare Photo: to the model's canvas, in gray."""
+"""Prepare Photo: resizes a photo to the model's canvas and converts it to grayscale."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load Pro-DPO LoRA."""
+"""Load Pro-DPO LoRA: applies the fine-color LoRA to a FLUX.1 model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Redux Visual Prompt: what is in the photo, without words."""
+"""Redux Visual Prompt: the photo itself as the prompt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from comfy.sd import StyleModel
 
 EACH, SHARED = "one prompt each", "one shared prompt"
-POOLED_WIDTH = 768  # CLIP-L's; smaller models read as many as they have.
+POOLED_WIDTH = 768  # CLIP-L's width; smaller models read only the first channels.
 Conditioning = list[tuple[Tensor, dict[str, Any]]]
 
 
@@ -110,13 +110,13 @@ class ReduxVisualPrompt(io.ComfyNode):
             c_v = c_v.lerp(others.expand_as(c_v), blend)
         if frames == SHARED:
             c_v = c_v.mean(dim=0, keepdim=True)
-        # At strength 0 there is no prompt, which is not the same as one of zeros.
+        # At strength 0 the prompt is omitted, which differs from a prompt of zeros.
         c_v = c_v[:, : c_v.shape[1] if strength else 0] * strength
         if text is not None:
             return io.NodeOutput([(_after_text(c_v, *item), item[1]) for item in text])
         if text_tokens < 0:
             text_tokens = getattr(style_model, "text_tokens", Settings.text_tokens)
-        text_tokens = max(text_tokens, 1 - c_v.shape[1])  # ComfyUI's blocks need one token.
+        text_tokens = max(text_tokens, 1 - c_v.shape[1])  # ComfyUI's blocks need at least 1 token.
         pooled = {"pooled_output": torch.zeros(1, POOLED_WIDTH)}
         return io.NodeOutput([(after_text_tokens(c_v, text_tokens), pooled)])
 
@@ -124,7 +124,7 @@ class ReduxVisualPrompt(io.ComfyNode):
 def _visual_prompts(
     clip_vision: ClipVisionModel, style_model: StyleModel, image: Tensor, name: str
 ) -> Tensor:
-    """c_v (B, tokens, width of the text) of each picture."""
+    """c_v (B, T, D) of each picture, D being the width of FLUX's text tokens."""
     photos = from_image(image, f"Redux Visual Prompt: {name}")
     redux = getattr(getattr(style_model, "model", None), "redux_up", None)
     if redux is None:
@@ -134,20 +134,21 @@ def _visual_prompts(
         )
 
     def prompt(photo: Tensor) -> Tensor:
-        seen = clip_vision.encode_image(to_image(photo), crop=False)
-        width = seen.last_hidden_state.shape[-1]
+        encoded = clip_vision.encode_image(to_image(photo), crop=False)
+        width = encoded.last_hidden_state.shape[-1]
         if width != redux.in_features:
             raise ColorFluxError(
                 f"Redux Visual Prompt: clip_vision sees {width} features and style_model reads "
                 f"{redux.in_features}: connect sigclip_vision_patch14_384 to FLUX.1's Redux, or "
                 "both of one bundle."
             )
-        return style_model.get_cond(seen)
+        return style_model.get_cond(encoded)
 
     return each_frame(prompt, photos)
 
 
 def _after_text(c_v: Tensor, text: Tensor, extras: dict[str, Any]) -> Tensor:
+    """Text tokens (B, N, D) followed by c_v (B, T, D). Raises ColorFluxError if they do not fit."""
     if text.shape[-1] != c_v.shape[-1]:
         raise ColorFluxError(
             f"Redux Visual Prompt: text is {text.shape[-1]} wide and the visual prompt "

@@ -1,4 +1,4 @@
-"""Resize Back: the photo's own size, with its own fine detail."""
+"""Resize Back: back to the original's size, with the original's fine detail."""
 
 from __future__ import annotations
 

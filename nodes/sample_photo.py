@@ -1,4 +1,4 @@
-"""Sample Old Photo: something to try the workflows on."""
+"""Sample Old Photo: photos to try the workflows with."""
 
 from __future__ import annotations
 

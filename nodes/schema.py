@@ -1,4 +1,4 @@
-"""What all nodes' schemas share."""
+"""Creates the nodes' schemas."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..colorflux_core.options import Options, settings
 
 
 def schema(**options: Any) -> io.Schema:
-    """A schema in the category ColorFLUX, without the options that this ComfyUI does not know."""
+    """A schema in the category ColorFLUX; options unknown to this ComfyUI version are dropped."""
     known = {field.name for field in fields(io.Schema)}
     return io.Schema(
         category="ColorFLUX", **{name: value for name, value in options.items() if name in known}

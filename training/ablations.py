@@ -2,9 +2,10 @@
 
   python -m training.ablations --photos PHOTOS
 
-Every arm of Tables 2, 3 and 4 and of Figure 5 is trained from one base, with as many steps as the
-arms it is compared with, once for each seed, and colorizes photos that training never saw. Then the
-tables are written. Finished runs are kept: after an interruption, the same command continues.
+Every arm of Tables 2, 3 and 4 and of Figure 5 is trained from the same base, with the same number
+of steps as the arms it is compared with, once per seed. It then colorizes photos that are not in
+the training set, and the tables are written. After an interruption, the same command continues:
+finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from .launch import run_command
 logger = logging.getLogger(__name__)
 
 LORA = "pro_dpo.safetensors"
-FINISHED = "made-by.txt"
-"""In a run's folder once it is finished: what it was made of, as a hash."""
+PROVENANCE = "made-by.txt"
+"""A file in the folder of a finished run, with the hash of its recipe, data and parent runs."""
 
 
 @dataclass
@@ -80,12 +81,18 @@ class AblationsConfig(Config):
 
 @dataclass(frozen=True)
 class Run:
-    """A training run, by the name of its table in the recipes; paths are in the seed's folder."""
+    """A training run; its recipe has the run's name.
+
+    Attributes:
+        train: The stage's command.
+        starts_from: Flag -> path of the weights to start from, relative to the seed's folder.
+        own_randomness: Whether its seed differs from that of the run it continues from, so that
+            noise and fadings are not repeated.
+    """
 
     train: Callable[[list[str]], None]
     starts_from: dict[str, str] = field(default_factory=dict)
-    draws_anew: bool = False
-    """Not with the noise and the fadings of the run that it goes on from."""
+    own_randomness: bool = False
 
 
 STAGES_1_AND_2 = {"controlnet": "structure", "redux": "both"}
@@ -98,7 +105,7 @@ RUNS = {
     "null_prompt": Run(structure.main, {"redux": "null_redux"}),
     "pro_dpo_a": Run(pro_dpo.main, STAGES_1_AND_2),
     "pro_dpo_b": Run(
-        pro_dpo.main, STAGES_1_AND_2 | {"initial_lora": f"pro_dpo_a/{LORA}"}, draws_anew=True
+        pro_dpo.main, STAGES_1_AND_2 | {"initial_lora": f"pro_dpo_a/{LORA}"}, own_randomness=True
     ),
     "one_stage": Run(pro_dpo.main, STAGES_1_AND_2),
     "sft": Run(pro_dpo.main, STAGES_1_AND_2),
@@ -116,21 +123,24 @@ def main(argv: list[str]) -> None:
 
 
 def benchmark(config: AblationsConfig) -> list[BenchmarkSet]:
-    """All three sets at nano's canvas, of photos that training never saw."""
+    """All three benchmark sets at nano's canvas size, of photos outside the training set."""
     folder = config.output / "sets"
     test = read_manifest(config.manifest, config.photos, "test")
     old = sorted(config.old_photos.glob("*.jpg"))
     photos = [photo.file for photo in test]
     for reason in build_sets(photos, old, folder, Recipe(square=config.canvas)):
-        logger.info("left out: %s", reason)
+        logger.info("skipped: %s", reason)
     return read_sets(folder)
 
 
 def train_all(config: AblationsConfig, seed: int) -> None:
-    """Raises ColorFluxError when what is there was made by other recipes, photos or base."""
+    """Train all runs of a seed that are not finished.
+
+    Raises ColorFluxError if a finished run was made with other recipes, photos or another base.
+    """
     folder = config.output / f"seed-{seed}"
     make_null_redux(config, folder / "null_redux")
-    for name, planned in RUNS.items():
+    for name, run in RUNS.items():
         output = folder / name
         flags = [
             f"--recipe={recipe_place(config, name)}",
@@ -139,34 +149,34 @@ def train_all(config: AblationsConfig, seed: int) -> None:
             f"--photos={config.photos}",
             f"--cache={config.cache}",
             f"--output={output}",
-            f"--seed={seed + 1000 * planned.draws_anew}",
-            *(f"--{flag}={folder / path}" for flag, path in planned.starts_from.items()),
+            f"--seed={seed + 1000 * run.own_randomness}",
+            *(f"--{flag}={folder / path}" for flag, path in run.starts_from.items()),
             "--tracker=none",
             "--resume",
         ]
         made_by = provenance(config, folder, name)
-        if (output / FINISHED).is_file():
-            require_same(output, made_by)
+        if (output / PROVENANCE).is_file():
+            require_same_provenance(output, made_by)
             continue
         logger.info("seed %d: %s", seed, name)
-        planned.train(flags)
-        write_file(output / FINISHED, made_by.encode())
+        run.train(flags)
+        write_file(output / PROVENANCE, made_by.encode())
         gc.collect()
 
 
 def provenance(config: AblationsConfig, folder: Path, name: str) -> str:
-    """A hash of what a run is made of: recipe, photos, base, and such hashes of the runs before it.
+    """A hash of a run's recipe, photos and base, and of its parent runs' hashes.
 
-    Raises ColorFluxError when the recipe or the manifest cannot be read.
+    Raises ColorFluxError if the recipe or the manifest cannot be read.
     """
-    planned = RUNS[name]
+    run = RUNS[name]
     recipe = read_recipe(recipe_place(config, name), name)
     settings = recipe_flags(recipe.defaults | recipe.settings)
     photos = [f"{row['file']} {row['split']}" for row in manifest_rows(config.manifest)]
-    parents = sorted({Path(path).parts[0] for path in planned.starts_from.values()})
-    before = [(folder / parent / FINISHED).read_text(encoding="utf-8") for parent in parents]
-    made_of = [planned.draws_anew, settings, photos, base_hash(config.base), before]
-    return digest(repr(made_of).encode())
+    parents = sorted({Path(path).parts[0] for path in run.starts_from.values()})
+    parent_hashes = [(folder / path / PROVENANCE).read_text(encoding="utf-8") for path in parents]
+    inputs = [run.own_randomness, settings, photos, base_hash(config.base), parent_hashes]
+    return digest(repr(inputs).encode())
 
 
 def recipe_place(config: AblationsConfig, name: str) -> str:
@@ -181,30 +191,31 @@ def base_hash(base: Path) -> str:
     return digest(*(path.read_bytes() for path in sorted(base.rglob("*.safetensors"))))
 
 
-def require_same(output: Path, made_by: str) -> None:
-    if (output / FINISHED).read_text(encoding="utf-8") != made_by:
+def require_same_provenance(output: Path, made_by: str) -> None:
+    if (output / PROVENANCE).read_text(encoding="utf-8") != made_by:
         raise ColorFluxError(
             f"{output} was made with another recipe, base or manifest, or from a run that was:"
-            " remove it, or give another --output"
+            " delete it, or use another --output"
         )
 
 
 def make_null_redux(config: AblationsConfig, folder: Path) -> None:
-    """A Redux whose prompt is zero, whatever it is shown."""
+    """Save a Redux with zero weights, whose visual prompt is always zero."""
     redux = load_model("image_embedder", config.base, torch.float32)
     with torch.no_grad():
         for parameter in redux.parameters():
             parameter.zero_()
     redux.save_pretrained(folder / "image_embedder")
-    write_file(folder / FINISHED, b"zero")
+    write_file(folder / PROVENANCE, b"zero")
 
 
 def colorize_all(config: AblationsConfig, seed: int, sets: list[BenchmarkSet]) -> None:
+    """Colorize the benchmark sets with every arm of a seed."""
     folder = config.output / f"seed-{seed}"
     for name, arm in ARMS.items():
         logger.info("seed %d: colorizing with %s", seed, name)
         parts = [part for part in (arm.controlnet, arm.redux, arm.lora) if part]
-        made_by = {part: (folder / part / FINISHED).read_text(encoding="utf-8") for part in parts}
+        made_by = {part: (folder / part / PROVENANCE).read_text(encoding="utf-8") for part in parts}
         colorize_sets(
             partial(bundle, config, folder, arm),
             sets_for(name, sets),
@@ -214,6 +225,7 @@ def colorize_all(config: AblationsConfig, seed: int, sets: list[BenchmarkSet]) -
 
 
 def bundle(config: AblationsConfig, folder: Path, arm: Arm) -> Bundle:
+    """An arm's bundle, from the runs in the seed's folder."""
     parts = assemble(
         transformer=config.base,
         vae=config.base,

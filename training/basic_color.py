@@ -2,8 +2,8 @@
 
   python -m training.basic_color --recipe training/recipes/80gb.toml
 
-Only Redux is trained. It learns to predict the color photo's visual prompt from the *gray* photo:
-L = L_FM + alpha L_distill (Eq. 6). FLUX and the ControlNet are frozen. The defaults are the
+Only Redux is trained. From the *gray* photo it learns to predict the visual prompt of the color
+photo: L = L_FM + alpha L_distill (Eq. 6). FLUX and the ControlNet are frozen. The defaults are the
 paper's.
 """
 
@@ -89,48 +89,55 @@ class BasicColorConfig(PartsConfig):
 
 
 class BasicColorStage(FlowStage):
+    """Trains Redux, and optionally the vision tower or the ControlNet (Eq. 6).
+
+    The column ``gray_input`` holds the gray photo's image tokens (B, T, D), or its pixels
+    (B, 3, S, S) if the vision tower is trained.
+    """
+
     name = "basic_color"
     config: BasicColorConfig
 
     def __init__(self, config: BasicColorConfig, parts: Parts) -> None:
         super().__init__(config, parts)
-        learning = {"image_embedder": parts.load("image_embedder", config.initial_redux, FLOAT)}
+        trained = {"image_embedder": parts.load("image_embedder", config.initial_redux, FLOAT)}
         if config.train == "redux+siglip":
-            learning["image_encoder"] = parts.load("image_encoder", dtype=FLOAT)
+            trained["image_encoder"] = parts.load("image_encoder", dtype=FLOAT)
         if config.loss != "distill":
             transformer = parts.load("transformer")
             if config.train == "redux+controlnet":
-                self.controlnet = learning["controlnet"] = control_from_transformer(
+                self.controlnet = trained["controlnet"] = control_from_transformer(
                     transformer, config.double_blocks, config.single_blocks
                 )
             else:
                 self.controlnet = parts.frozen("controlnet")
             self.transformer = parts.freeze(transformer)
-        self.models = {name: parts.trained(model) for name, model in learning.items()}
+        self.models = {name: parts.trained(model) for name, model in trained.items()}
         tower = self.models.get("image_encoder")
         if isinstance(tower, SiglipVisionModel):
-            tower.head.requires_grad_(False)  # The tokens do not pass through it.
+            tower.head.requires_grad_(False)  # The tokens do not depend on the pooling head.
         self.trainable = nn.ModuleDict(self.models)
         self.pretrained = parts.frozen("image_embedder")
 
     @property
     def columns(self) -> Columns:  # type: ignore[override]
         latents = ("latents", "gray_latents") if self.config.loss != "distill" else ()
-        seen = () if "image_encoder" in self.models else ("seen",)
-        return Columns(latents, (*seen, "color_tokens"))
+        gray_tokens = () if "image_encoder" in self.models else ("gray_input",)
+        return Columns(latents, (*gray_tokens, "color_tokens"))
 
     def prepare_batch(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
+        """Add noise and timesteps; drop token channels if ``--token_dropout`` is set."""
         if self.config.token_dropout:
-            seen, kept = batch["seen"], 1 - self.config.token_dropout
-            masks = [torch.rand(1, seen.shape[2], generator=g) < kept for g in generators]
-            batch = batch | {"seen": seen * torch.stack(masks).to(seen.device) / kept}
+            tokens, keep = batch["gray_input"], 1 - self.config.token_dropout
+            masks = [torch.rand(1, tokens.shape[2], generator=g) < keep for g in generators]
+            batch = batch | {"gray_input": tokens * torch.stack(masks).to(tokens.device) / keep}
         if self.config.loss == "distill":
             return batch
         return super().prepare_batch(batch, generators)
 
     def loss(self, batch: Batch) -> Loss:
         """L_FM + alpha L_distill (Eq. 6), or one of the two."""
-        c_v = self.visual_prompt(batch["seen"])
+        c_v = self.visual_prompt(batch["gray_input"])
         with torch.no_grad():
             color_prompt = prompt_from_tokens(self.pretrained, batch["color_tokens"])
         distill = squared_error(c_v, color_prompt)
@@ -148,27 +155,27 @@ class BasicColorStage(FlowStage):
         total = flow if self.config.loss == "flow" else flow + self.config.alpha * distill
         return total.mean(), {"flow_loss": flow, "distillation_loss": distill}
 
-    def visual_prompt(self, seen: Tensor) -> Tensor:
-        """Phi: c_v of image tokens (B, T, D), or of pixels (B, 3, S, S) where the tower learns."""
+    def visual_prompt(self, gray_input: Tensor) -> Tensor:
+        """Phi: c_v of image tokens (B, T, D), or of pixels (B, 3, S, S) if the tower is trained."""
         tower = self.models.get("image_encoder")
-        tokens = tower(pixel_values=seen).last_hidden_state if tower else seen
+        tokens = tower(pixel_values=gray_input).last_hidden_state if tower else gray_input
         return prompt_from_tokens(self.models["image_embedder"], tokens)
 
     def blank(self, rows: int) -> Batch:
         batch = super().blank(rows)
         if "image_encoder" in self.models:
             size = self.models["image_encoder"].config.image_size
-            batch["seen"] = torch.zeros(rows, 3, size, size)
+            batch["gray_input"] = torch.zeros(rows, 3, size, size)
         return batch
 
     def sample(self, samples: list[Picture]) -> Sheet | None:
-        """The photos; below, colorized from gray. None if FLUX is not loaded."""
+        """The photos, and below them colorized from gray. None if FLUX is not loaded."""
         if self.config.loss == "distill":
             return None
         photos = unit_range(pixels(samples))
         models = {"transformer": self.transformer, "controlnet": self.controlnet, **self.models}
-        draw = pipeline(self.parts, **models)
-        colorized = draw(
+        colorize = pipeline(self.parts, **models)
+        colorized = colorize(
             photos,
             text_tokens=self.config.text_tokens,
             generator=torch.Generator().manual_seed(0),
@@ -182,7 +189,7 @@ class BasicColorStage(FlowStage):
 
 @dataclass(frozen=True)
 class TowerPixels:
-    """A column: the vision tower's input for each picture (3, S, S)."""
+    """A column of `Rows`: each picture's pixels (3, S, S) as the vision tower expects them."""
 
     config: PartsConfig
     pictures: list[Picture]
@@ -193,16 +200,16 @@ class TowerPixels:
 
 
 def basic_color_training(config: BasicColorConfig) -> Training:
-    """Raises ColorFluxError when no photo is colorful enough."""
+    """The stage, its rows and samples. Raises ColorFluxError if no photo is colorful enough."""
     candidates, parts = training_pictures(config, "basic_color"), Parts(config)
     colorful = color_statistics(config, candidates)[:, 0] >= config.min_colorfulness
     chosen = [p for p, enough in zip(candidates, colorful.tolist(), strict=True) if enough]
     if not chosen:
         raise ColorFluxError(f"no photo reaches --min-colorfulness {config.min_colorfulness}")
     grays = gray_pictures(chosen)
-    learning_tower = config.train == "redux+siglip"
-    seen = TowerPixels(config, grays) if learning_tower else tokens(parts, grays)
-    columns: dict[str, Column] = {"seen": seen, "color_tokens": tokens(parts, chosen)}
+    tower_is_trained = config.train == "redux+siglip"
+    gray_input = TowerPixels(config, grays) if tower_is_trained else tokens(parts, grays)
+    columns: dict[str, Column] = {"gray_input": gray_input, "color_tokens": tokens(parts, chosen)}
     if config.loss != "distill":
         columns["latents"] = latents(parts, chosen)
         columns["gray_latents"] = latents(parts, grays)

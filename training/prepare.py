@@ -1,7 +1,7 @@
-"""Build a manifest from folders of photos, for all stages to train from.
+"""Makes the manifest that all stages train from: ``python -m training.prepare``.
 
-The paper uses two sets of photos: LSDIR with the first 10,000 of FFHQ for the first two stages
-(7.1, 7.2), and DIV2K with Flickr2K for Pro-DPO (7.3):
+The paper uses two sets of photos: LSDIR and the first 10,000 photos of FFHQ for the first two
+stages (7.1, 7.2), DIV2K and Flickr2K for Pro-DPO (7.3):
 
   python -m training.prepare LSDIR FFHQ=10000 -o data/base
   python -m training.prepare DIV2K Flickr2K -o data/fine
@@ -44,7 +44,7 @@ from .photos.sheet import COLUMNS, contact_sheet
 
 MANIFEST, REJECTED, SHEET = "photos.csv", "rejected.csv", "contact-sheet.jpg"
 Groups = dict[str, list[tuple[str, ...]]]
-"""What is said of photos -> for each of them the files that show it, none where nothing can."""
+"""Label -> for each of its photos, the files that illustrate it (possibly none)."""
 
 
 @dataclass
@@ -55,21 +55,23 @@ class PrepareConfig(Filters):
 
 
 def prepare(folders: Sequence[str], output: Path, config: PrepareConfig) -> None:
-    """Measure the photos in the folders (each FOLDER or FOLDER=COUNT) and write what came of it.
+    """Measure the photos in ``folders`` (FOLDER or FOLDER=COUNT) and write the output files.
 
     Raises:
-        ColorFluxError: when a folder has no photos or cannot be read, no photo can be used, or the
-            output cannot be written.
-        OSError: when the output folder cannot be created, or its journal not be read or written.
+        ColorFluxError: if a folder has no photos, or no photo can be used.
+        OSError: if a folder cannot be read or the output cannot be written.
     """
+    # Find, measure and choose photos.
     output.mkdir(parents=True, exist_ok=True)
     output = output.resolve()
     found = list_files(folders, output, {MANIFEST, REJECTED, SHEET, JOURNAL})
     accepted, rejected = choose(measure_all(output, found.photos, config.workers), config)
     rejected += [Rejected(file, "not a photo", why) for file, why in found.others.items()]
+
+    # Write rejected.csv, the contact sheet and, last, the manifest.
     write_csv(output / REJECTED, ("file", "reason", "detail"), map(vars, rejected))
     if not accepted:
-        raise ColorFluxError(f"no photo can be used: {output / REJECTED} says why")
+        raise ColorFluxError(f"no photo can be used: see {output / REJECTED} for the reasons")
     groups = grouped(accepted, rejected)
     samples = {f"{label}: {len(group)}": sample(group, output) for label, group in groups.items()}
     sheet = contact_sheet({label: files for label, files in samples.items() if files})
@@ -102,17 +104,17 @@ def manifest_row(photo: Accepted) -> dict[str, object]:
         "saturation": photo.measured.saturation,
         "value": photo.measured.value,
         "hash": photo.measured.content,
-        **{stage: "no" if photo.left_out[stage] else "yes" for stage in STAGES},
+        **{stage: "no" if photo.exclusions[stage] else "yes" for stage in STAGES},
     }
 
 
 def grouped(accepted: Iterable[Accepted], rejected: Iterable[Rejected]) -> Groups:
-    """What each stage uses, what it leaves out for which reason, and what none can use."""
+    """Group photos by the stage that uses them, by the reason for exclusion, or for rejection."""
     groups: Groups = {}
     for stage in STAGES:
         groups[stage] = []
         for photo in accepted:
-            reason = photo.left_out[stage]
+            reason = photo.exclusions[stage]
             label = f"not for {stage}: {reason}" if reason else stage
             groups.setdefault(label, []).append((photo.file,))
     for rejection in rejected:
@@ -121,13 +123,13 @@ def grouped(accepted: Iterable[Accepted], rejected: Iterable[Rejected]) -> Group
 
 
 def sample(group: list[tuple[str, ...]], output: Path) -> list[Path]:
-    """The files of up to COLUMNS photos, from all of the group."""
+    """The files of up to COLUMNS photos, evenly spaced in the group."""
     step = -(-len(group) // COLUMNS)
     return [output / file for files in group[::step] for file in files]
 
 
 def parse(argv: list[str]) -> tuple[list[str], Path, PrepareConfig]:
-    """Folders, output and settings. Raises ColorFluxError for those that make no sense."""
+    """Folders, output and settings. Raises ColorFluxError if they are invalid."""
     parser = Parser(
         "prepare",
         "FOLDER[=COUNT]... -o OUTPUT [--SETTING VALUE]...",

@@ -36,11 +36,11 @@ class VisionConfig(LoopConfig):
 
 
 def make_vision(config: VisionConfig) -> None:
-    """Convert the published tower, and standardize its features over the photos."""
+    """Convert the published vision tower and standardize its features over the training photos."""
     tower = convert(published_weights(), config.image_size)
     processor = image_processor(config.image_size)
-    whole = [picture for picture in training_pictures(config, "vision") if picture.view == 0]
-    batches = load(Pixels(whole), config.workers, batch_size=16)
+    full_photos = [photo for photo in training_pictures(config, "vision") if photo.view == 0]
+    batches = load(Pixels(full_photos), config.workers, batch_size=16)
     standardize(tower, (preprocess(processor, unit_range(batch)) for _, batch in batches))
     tower.save_pretrained(config.output / "image_encoder")
     processor.save_pretrained(config.output / "feature_extractor")

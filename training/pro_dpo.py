@@ -97,6 +97,8 @@ class ProDpoConfig(PartsConfig, PhotoLimits):
 
 
 class ProDpoStage(FlowStage):
+    """Trains a LoRA on FLUX with L_Diff-DPO (Eq. 4), or with L_FM on the winners (SFT)."""
+
     name = "pro_dpo"
     photo = "winner"
     columns = Columns(latents=("winner", "loser", "condition"), tokens=("loser_tokens",))
@@ -114,7 +116,7 @@ class ProDpoStage(FlowStage):
             self.encode_latents, self.encode_tokens = latent_encoder(parts), token_encoder(parts)
 
     def prepare_batch(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
-        """The same noise and timestep for winner and loser."""
+        """Add noise and timesteps, shared by winner and loser; encode fresh losers first."""
         if not self.config.pairs:
             faded = batch["loser_pixels"]
             grays = unit_range(gray(faded))
@@ -126,25 +128,31 @@ class ProDpoStage(FlowStage):
         return super().prepare_batch(batch, generators)
 
     def loss(self, batch: Batch) -> Loss:
+        """L_Diff-DPO (Eq. 4), or L_FM (Eq. 2) with ``--loss sft``."""
         with torch.no_grad():
             c_v = prompt_from_tokens(self.redux, batch["loser_tokens"])
         return self.dpo(batch, c_v) if self.config.loss == "dpo" else self.sft(batch, c_v)
 
     def dpo(self, batch: Batch, c_v: Tensor) -> Loss:
-        """L_Diff-DPO (Eq. 4). Winner and loser go through in one batch; the ControlNet, which both
-        policies share, runs once."""
+        """L_Diff-DPO (Eq. 4).
+
+        Winner and loser share a batch, and both policies share the ControlNet's residuals.
+        """
+        # x_t and the conditions, winners first.
         photos = torch.cat([batch["winner"], batch["loser"]])
         noise, t = batch["noise"].repeat(2, 1, 1), batch["t"].repeat(2)
         condition = batch["condition"].repeat(2, 1, 1)
         conditions = self.conditions(c_v.repeat(2, 1, 1))
         path = sample_path(photos, noise, t)
 
+        # Velocities of the reference (LoRA disabled) and of the policy.
         with torch.no_grad():
             residuals = control_residuals(self.controlnet, path.x_t, t, condition, conditions)
             with reference_policy(self.trainable):
                 reference = predict_velocity(self.trainable, path.x_t, t, conditions, residuals)
         policy = predict_velocity(self.trainable, path.x_t, t, conditions, residuals)
 
+        # Eq. 4 on the halves of the batch.
         policy_winner, policy_loser = policy.chunk(2)
         reference_winner, reference_loser = reference.chunk(2)
         winner_velocity, loser_velocity = path.velocity.chunk(2)
@@ -167,7 +175,7 @@ class ProDpoStage(FlowStage):
         }
 
     def sft(self, batch: Batch, c_v: Tensor) -> Loss:
-        """L_FM (Eq. 2) on the condition and the winner."""
+        """L_FM (Eq. 2) on the winners, given the loser's condition."""
         error = flow_error(
             self.trainable,
             batch["winner"],
@@ -180,18 +188,17 @@ class ProDpoStage(FlowStage):
         return error.mean(), {"flow_loss": error}
 
     def sample(self, samples: list[Picture]) -> Sheet:
-        """Faded photos and the true ones; colorized by the reference; colorized by the policy."""
-        true, faded = (
-            unit_range(pixels(of)) for of in (samples, losers(samples, self.config, "samples"))
-        )
-        draw = pipeline(
+        """Rows of photos, faded photos, the reference's colorizations, and the policy's."""
+        photos = unit_range(pixels(samples))
+        faded = unit_range(pixels(losers(samples, self.config, "samples")))
+        colorize = pipeline(
             self.parts,
             transformer=self.trainable,
             controlnet=self.controlnet,
             image_embedder=self.redux,
         )
         reference, policy = (
-            draw(
+            colorize(
                 faded,
                 text_tokens=self.config.text_tokens,
                 lora_scale=scale,
@@ -199,7 +206,7 @@ class ProDpoStage(FlowStage):
             ).images
             for scale in (0.0, 1.0)
         )
-        return Sheet([true, faded, reference], [policy])
+        return Sheet([photos, faded, reference], [policy])
 
     def save(self, folder: Path) -> None:
         weights = {
@@ -210,7 +217,8 @@ class ProDpoStage(FlowStage):
             save_lora(self.trainable, folder / "pro_dpo.safetensors", weights=weights)
 
 
-def fading(config: ProDpoConfig, seed: str) -> Fading:
+def random_fading(config: ProDpoConfig, seed: str) -> Fading:
+    """A fading drawn with factors in [fading_low, fading_high] (4.2.1), reproducible by seed."""
     return sample_fading(
         random.Random(f"{config.seed}/{seed}"),
         config.fading_low,
@@ -220,24 +228,26 @@ def fading(config: ProDpoConfig, seed: str) -> Fading:
 
 
 def losers(winners: list[Picture], config: ProDpoConfig, seed: str) -> list[Picture]:
-    """x_l: each picture with a fading of its own (4.2.1)."""
-    return [replace(winner, fading=fading(config, f"{seed}/{winner.key}")) for winner in winners]
+    """x_l: each picture with its own random fading (4.2.1)."""
+    return [
+        replace(winner, fading=random_fading(config, f"{seed}/{winner.key}")) for winner in winners
+    ]
 
 
 @dataclass(frozen=True)
 class FreshLosers:
-    """A column: each picture, uint8 (3, S, S), faded anew at every place of the run."""
+    """A column of `Rows`: each picture, uint8 (3, S, S), with a new fading at every position."""
 
     winners: list[Picture]
     config: ProDpoConfig
 
     def __call__(self, index: SampleIndex) -> Tensor:
-        faded = fading(self.config, f"place {index.position}")
-        return replace(self.winners[index.row], fading=faded).pixels()
+        fading = random_fading(self.config, f"place {index.position}")
+        return replace(self.winners[index.row], fading=fading).pixels()
 
 
 def preference_rows(winners: list[Picture], config: ProDpoConfig, parts: Parts) -> Rows:
-    """Triplets (c, x_w, x_l); where losers are fresh, c and x_l are made of them in the step."""
+    """Triplets (c, x_w, x_l); with ``--pairs 0``, c and x_l are encoded in each step instead."""
     pairs = winners * (config.pairs or 1)
     columns: dict[str, Column] = {"winner": latents(parts, pairs)}
     if config.pairs:
@@ -254,7 +264,10 @@ def preference_rows(winners: list[Picture], config: ProDpoConfig, parts: Parts) 
 
 
 def well_exposed(statistics: Tensor, config: ProDpoConfig) -> Tensor:
-    """Which of (N, 3) color statistics show chromatic diversity and proper exposure (7.3)."""
+    """Which photos have chromatic diversity and proper exposure (7.3), as a mask (N,).
+
+    ``statistics`` (N, 3) holds colorfulness, mean HSV saturation and mean HSV value.
+    """
     colorfulness, saturation, value = statistics.unbind(1)
     return (
         (colorfulness >= config.min_colorfulness)
@@ -266,10 +279,10 @@ def well_exposed(statistics: Tensor, config: ProDpoConfig) -> Tensor:
 
 
 def pro_dpo_training(config: ProDpoConfig) -> Training:
-    """Raises ColorFluxError when no photo is well exposed."""
+    """The stage, its rows and samples. Raises ColorFluxError if no photo is well exposed."""
     candidates, parts = training_pictures(config, "pro_dpo"), Parts(config)
-    fit = well_exposed(color_statistics(config, candidates), config)
-    winners = [p for p, fits in zip(candidates, fit.tolist(), strict=True) if fits]
+    usable = well_exposed(color_statistics(config, candidates), config)
+    winners = [p for p, is_usable in zip(candidates, usable.tolist(), strict=True) if is_usable]
     if not winners:
         raise ColorFluxError("no photo is within --min/max-saturation and --min/max-value")
     rows = preference_rows(winners, config, parts)

@@ -1,8 +1,8 @@
 """The protocol between a training stage and the training loop.
 
-A stage says what is random in a batch (``prepare_batch``), what its loss is (``loss``, a pure
-function of the prepared batch), what a sample sheet shows (``sample``) and what artifact it leaves
-(``save``). The loop does the rest, on one device or, with ``accelerate launch``, on many.
+A stage draws everything random in a batch (``prepare_batch``), computes the loss as a pure function
+of the prepared batch (``loss``), draws samples (``sample``) and writes the trained weights
+(``save``). The loop does the rest, on one device or, with ``accelerate launch``, on several.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from .data.pictures import Picture
 from .data.rows import Batch, Rows
 
 Loss = tuple[Tensor, dict[str, Tensor]]
-"""The mean loss over the batch, and metrics to log: one value per row (B,), or their mean."""
+"""The mean loss over the batch, and metrics to log: values per row (B,), or their mean."""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Samples: rows of pictures (N, 3, H, W) in [0, 1], all of one shape.
+    """Samples: rows of pictures (N, 3, H, W) in [0, 1], all of the same shape.
 
     Attributes:
-        given: Rows that stay the same in every sheet, such as the photos.
+        given: Rows that are the same in every sheet, such as the photos.
         drawn: Rows drawn with the current weights.
     """
 
@@ -35,26 +35,28 @@ class Sheet:
 
 
 class Stage(Protocol):
-    """What the loop trains."""
+    """What the training loop needs from a stage."""
 
     @property
-    def trainable(self) -> nn.Module: ...
+    def trainable(self) -> nn.Module:
+        """The module whose parameters with ``requires_grad`` are trained."""
 
     def prepare_batch(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
-        """The batch with everything random added, drawn from each row's own generator."""
+        """Add all random columns to the batch, each row's drawn from its own generator."""
 
-    def loss(self, batch: Batch) -> Loss: ...
+    def loss(self, batch: Batch) -> Loss:
+        """The loss of a prepared batch; deterministic."""
 
     def sample(self, samples: list[Picture]) -> Sheet | None:
-        """Samples drawn with the current weights; None if the stage cannot draw."""
+        """Samples drawn with the current weights; None if the stage cannot draw any."""
 
     def save(self, folder: Path) -> None:
-        """Write the stage's artifact. All devices must call it; the main one writes."""
+        """Write the trained weights. All processes must call it; the main one writes."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a stage's batch that are encoded once and cached, by kind.
+    """The names of a stage's batch columns that are encoded once and cached.
 
     Attributes:
         latents: Packed latents (B, L, 64).
@@ -70,10 +72,11 @@ class PlannedStage(Stage, Protocol):
 
     @property
     def name(self) -> str:
-        """The manifest's column that says which photos the stage uses."""
+        """The name of the stage and of its column in the manifest."""
 
     @property
-    def columns(self) -> Columns: ...
+    def columns(self) -> Columns:
+        """The cached columns of its batch."""
 
     def blank(self, rows: int) -> Batch:
         """A prepared batch of zeros in the shapes of a real one."""

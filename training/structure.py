@@ -50,6 +50,8 @@ class StructureConfig(PartsConfig):
 
 
 class StructureStage(FlowStage):
+    """Trains the gray ControlNet with L_FM (Eq. 2)."""
+
     name = "structure"
     columns = Columns(latents=("latents", "gray_latents"), tokens=("color_tokens",))
 
@@ -67,7 +69,7 @@ class StructureStage(FlowStage):
         self.redux = parts.frozen("image_embedder")
 
     def loss(self, batch: Batch) -> Loss:
-        """L_FM (Eq. 2), the visual prompt from the color photo."""
+        """L_FM (Eq. 2), with the visual prompt of the color photo."""
         with torch.no_grad():
             c_v = prompt_from_tokens(self.redux, batch["color_tokens"])
         error = flow_error(
@@ -82,11 +84,11 @@ class StructureStage(FlowStage):
         return error.mean(), {"flow_loss": error}
 
     def sample(self, samples: list[Picture]) -> Sheet:
-        """The photos; below, drawn with the color photo's prompt and with the gray photo's."""
+        """The photos, and below them colorized with the color and with the gray photo's prompt."""
         photos = unit_range(pixels(samples))
-        draw = pipeline(self.parts, transformer=self.transformer, controlnet=self.trainable)
-        drawn = [
-            draw(
+        colorize = pipeline(self.parts, transformer=self.transformer, controlnet=self.trainable)
+        colorized = [
+            colorize(
                 photos,
                 reference=reference,
                 text_tokens=self.config.text_tokens,
@@ -94,13 +96,14 @@ class StructureStage(FlowStage):
             ).images
             for reference in (photos, None)
         ]
-        return Sheet([photos], drawn)
+        return Sheet([photos], colorized)
 
     def save(self, folder: Path) -> None:
         save_model("controlnet", self.trainable, folder)
 
 
 def structure_training(config: StructureConfig) -> Training:
+    """The stage, its rows and samples."""
     chosen, parts = training_pictures(config, "structure"), Parts(config)
     rows = Rows(
         [picture.photo.file for picture in chosen],

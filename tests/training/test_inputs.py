@@ -69,7 +69,7 @@ def test_basic_color_sees_the_gray_photo_of_colorful_ones(
     color, monochrome = encoded(photos), encoded(gray(photos))
     told = raw_batch(rows, len(rows))
     assert len(rows) == COLORFUL
-    assert same(told["seen"], monochrome["tokens"])
+    assert same(told["gray_input"], monochrome["tokens"])
     assert same(told["color_tokens"], color["tokens"])
     assert same(told["latents"], color["latents"])
     assert same(told["gray_latents"], monochrome["latents"])

@@ -71,7 +71,7 @@ def test_the_loss_of_basic_color_is_eq_6(
     other.trainable.load_state_dict(stage.trainable.state_dict())
     batch = fixed_batch(stage, trained("basic_color").rows)
     x_0, noise, t = batch["latents"], batch["noise"], batch["t"]
-    phi = stage.models["image_embedder"](batch["seen"].float()).image_embeds
+    phi = stage.models["image_embedder"](batch["gray_input"].float()).image_embeds
     phi_color = stage.pretrained(batch["color_tokens"].float()).image_embeds
     parts = stage.transformer, stage.controlnet
     v = predicted(*parts, noisy(x_0, noise, t), t, phi, batch["gray_latents"])

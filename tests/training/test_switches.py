@@ -120,11 +120,11 @@ def test_token_dropout_hides_channels_from_redux_alone(setup: Setup, tmp_path: P
     stage, rows, _ = setup.training("basic_color", config)
     raw = raw_batch(rows)
     drawn = stage.prepare_batch(raw, [generator(0, row) for row in range(4)])
-    hidden = (drawn["seen"] == 0).all(dim=1)
+    hidden = (drawn["gray_input"] == 0).all(dim=1)
     assert 0.3 < hidden.float().mean() < 0.7
     assert not torch.equal(hidden[0], hidden[1])
-    kept = ~hidden[:, None].expand_as(drawn["seen"])
-    torch.testing.assert_close(drawn["seen"][kept], 2 * raw["seen"][kept])
+    kept = ~hidden[:, None].expand_as(drawn["gray_input"])
+    torch.testing.assert_close(drawn["gray_input"][kept], 2 * raw["gray_input"][kept])
     assert torch.equal(drawn["color_tokens"], raw["color_tokens"])
 
 

@@ -1,4 +1,4 @@
-"""The arms of the paper's ablations, and the tables that compare them."""
+"""The arms of the ablations and the tables that compare them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from colorflux_core.evaluation.rows import write_file
 
 @dataclass(frozen=True)
 class Arm:
-    """One configuration of an ablation: the training run of each of its parts."""
+    """A model to compare: the runs that its parts come from."""
 
     controlnet: str = "structure"
     redux: str | None = "both"
-    """None uses the base's Redux, before basic color learning."""
+    """None is the base's Redux, before basic color learning."""
 
     lora: str | None = None
     control_scale: float = 1.0
@@ -56,7 +56,7 @@ class Table(NamedTuple):
     """The benchmark sets of the paper's table."""
 
     rows: dict[str, str]
-    """Maps row names to arms. The last row is the paper's choice, the reference of the others."""
+    """Row label -> arm. The last row is the paper's choice, which the others are compared with."""
 
 
 TABLES = {
@@ -84,12 +84,12 @@ TABLES = {
         },
     ),
 }
-"""Tables 2, 3 and 4 and both parts of Figure 5. Joint training and the arm it is compared with use
-only L_FM."""
+"""Table 2, Table 3, Table 4, and both parts of Figure 5. Joint training uses L_FM alone, and so
+does the arm it is compared with."""
 
 
 def sets_for(arm: str, sets: Sequence[BenchmarkSet]) -> list[BenchmarkSet]:
-    """The sets on which a table shows the arm."""
+    """The benchmark sets on which a table shows the arm."""
     shown = {name for table in TABLES.values() if arm in table.rows.values() for name in table.sets}
     return [benchmark for benchmark in sets if benchmark.name in shown]
 
@@ -98,7 +98,7 @@ KEYS = (
     *("colorfulness", "chroma_correlation", "ciede2000"),
     *("luma_distance", "ssim_input", "excess_bleeding"),
 )
-"""The metrics in tables.md; the reports have all."""
+"""The metrics in tables.md; the reports have all metrics."""
 
 
 def write_tables(output: Path, sets: Sequence[BenchmarkSet], seeds: int) -> None:
@@ -124,7 +124,7 @@ def write_tables(output: Path, sets: Sequence[BenchmarkSet], seeds: int) -> None
 
 
 def markdown(of_sets: Sequence[Block], reference: str) -> Iterator[str]:
-    """Format each set's table and the comparison of its rows with the reference."""
+    """Each set's table, and the comparison of its rows with the reference row."""
     compared = {block.set.name: compare_rows(block, reference) for block in of_sets}
     digits = mean_decimals(of_sets)
     more_digits = difference_decimals(chain.from_iterable(compared.values()))

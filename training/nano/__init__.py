@@ -1,1 +1,1 @@
-"""The parts of nano that FLUX.1-dev's users download: vision tower, VAE, base FLUX and Redux."""
+"""Nano's own base models: vision tower, VAE, FLUX and Redux."""

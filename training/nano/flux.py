@@ -41,6 +41,7 @@ class FluxConfig(PartsConfig):
 
 
 def build_flux(config: FluxConfig) -> FluxTransformer2DModel:
+    """A randomly initialized FLUX of the configured size."""
     return FluxTransformer2DModel(
         num_layers=config.double_blocks,
         num_single_layers=config.single_blocks,
@@ -79,22 +80,22 @@ class FluxStage(FlowStage):
         return error.mean(), {"flow_loss": error}
 
     def sample(self, samples: list[Picture]) -> Sheet:
-        """Photos above what their visual prompts alone draw: alike, not the same."""
+        """The photos, and below them pictures generated from their visual prompts alone."""
         photos = unit_range(pixels(samples))
-        draw = pipeline(
+        generate = pipeline(
             self.parts,
             self.scheduler,
             **self.models,
             controlnet=control_from_transformer(build_flux(self.config), 1, 1),
         )
-        drawn = draw(
+        generated = generate(
             photos,
             reference=photos,
             controlnet_conditioning_scale=0.0,
             text_tokens=self.config.text_tokens,
             generator=torch.Generator().manual_seed(0),
         ).images
-        return Sheet([photos], [drawn])
+        return Sheet([photos], [generated])
 
     def save(self, folder: Path) -> None:
         for name, model in self.models.items():
@@ -104,6 +105,7 @@ class FluxStage(FlowStage):
 
 
 def flux_training(config: FluxConfig) -> Training:
+    """The stage, its rows and samples."""
     chosen, parts = training_pictures(config, "flux"), Parts(config)
     rows = Rows(
         [picture.photo.file for picture in chosen],

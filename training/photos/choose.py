@@ -1,4 +1,4 @@
-"""Which measured photos may train, in which stages, and which of them are kept for validation."""
+"""Chooses the training and validation photos of each stage from measured photos."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from colorflux_core.options import setting
 
 from ..config import DATA
 from ..data.limits import PhotoLimits
-from .duplicates import first_alike, hash_words
-from .measure import LOOKS_SIDE, Measurement
+from .duplicates import first_duplicates, hash_words
+from .measure import PHASH_SIZE, Measurement
 
 STAGES = ("structure", "basic_color", "pro_dpo")
 
 LEAST_VALIDATION = 8
-"""Photos of each stage that are kept for validation, unless that is more than a fifth of it."""
+"""Minimum number of validation photos per stage, but at most a fifth of the stage's photos."""
 
 
 @dataclass
 class Filters(PhotoLimits):
-    """The paper's filters (7.1 to 7.3), and what else makes a photo unusable."""
+    """The paper's filters (7.1 to 7.3), plus minimum size and duplicates."""
 
     min_side: int = setting(
         256,
@@ -48,11 +48,17 @@ class Filters(PhotoLimits):
 
 @dataclass(frozen=True)
 class Accepted:
-    """A photo of the manifest; ``left_out`` says why a stage does not use it, "" where it does."""
+    """A photo of the manifest.
+
+    Attributes:
+        measured: Its measurement.
+        split: train or validation.
+        exclusions: Per stage, the reason not to use the photo; "" if the stage uses it.
+    """
 
     measured: Measurement
     split: str
-    left_out: dict[str, str]
+    exclusions: dict[str, str]
 
     @property
     def file(self) -> str:
@@ -64,9 +70,10 @@ class Rejected:
     """A file that is not in the manifest.
 
     Attributes:
-        reason: of a few kinds, to be counted.
-        detail: what is particular to this file.
-        pictures: the files that show why, if any do.
+        file: Relative to the manifest's folder.
+        reason: One of a few reasons, by which files are counted.
+        detail: Specific to this file.
+        pictures: Photos for the contact sheet that show the reason, if any.
     """
 
     file: str
@@ -78,24 +85,24 @@ class Rejected:
 def choose(
     measurements: list[Measurement], filters: Filters
 ) -> tuple[list[Accepted], list[Rejected]]:
-    """Sort photos into those that train and those that do not, both in the order given.
+    """Split photos into accepted and rejected ones, both in the given order.
 
-    Of photos that show the same picture one is kept: one with color before one without, then the
-    one of the most pixels, of the most bytes, and the first by name.
+    Of duplicates one is kept: color before gray, then the most pixels, the largest file, and the
+    first by name.
     """
-    rejected = {m: fault for m in measurements if (fault := unusable(m, filters))}
-    rejected |= repetitions([m for m in measurements if m not in rejected], filters)
-    left_out = {m: reasons_to_leave_out(m, filters) for m in measurements if m not in rejected}
-    validation = validation_photos(left_out, filters.validation)
+    rejected = {m: fault for m in measurements if (fault := rejection_reason(m, filters))}
+    rejected |= find_duplicates([m for m in measurements if m not in rejected], filters)
+    exclusions = {m: exclusion_reasons(m, filters) for m in measurements if m not in rejected}
+    validation = validation_photos(exclusions, filters.validation)
     accepted = [
         Accepted(m, "validation" if m in validation else "train", reasons)
-        for m, reasons in left_out.items()
+        for m, reasons in exclusions.items()
     ]
     return accepted, [rejected[m] for m in measurements if m in rejected]
 
 
-def unusable(measured: Measurement, filters: Filters) -> Rejected | None:
-    """Why no stage can use a photo, whatever the others are."""
+def rejection_reason(measured: Measurement, filters: Filters) -> Rejected | None:
+    """Why no stage can use a photo, regardless of the other photos; None if one can."""
     if measured.fault:
         return Rejected(measured.file, "cannot be read", measured.fault)
     if min(measured.width, measured.height) < filters.min_side:
@@ -105,33 +112,33 @@ def unusable(measured: Measurement, filters: Filters) -> Rejected | None:
     return None
 
 
-def repetitions(photos: list[Measurement], filters: Filters) -> dict[Measurement, Rejected]:
-    """The photos that show the same picture as one that is preferred to them."""
+def find_duplicates(photos: list[Measurement], filters: Filters) -> dict[Measurement, Rejected]:
+    """The photos that duplicate a preferred one, by their pixels or by their perceptual hash."""
 
     def preference(photo: Measurement) -> tuple[bool, int, int, str]:
         is_gray = photo.colorfulness < filters.min_colorfulness
         return is_gray, -photo.width * photo.height, -photo.photo.size, photo.file
 
-    def repetition(photo: Measurement, first: Measurement, reason: str) -> Rejected:
+    def duplicate_of(photo: Measurement, first: Measurement, reason: str) -> Rejected:
         return Rejected(photo.file, reason, first.file, (photo.file, first.file))
 
-    repeated: dict[Measurement, Rejected] = {}
+    duplicates: dict[Measurement, Rejected] = {}
     firsts: dict[str, Measurement] = {}
     for photo in sorted(photos, key=preference):
         first = firsts.setdefault(photo.content, photo)
         if first is not photo:
-            repeated[photo] = repetition(photo, first, "the same pixels as another")
+            duplicates[photo] = duplicate_of(photo, first, "the same pixels as another")
     distinct = list(firsts.values())
-    words = hash_words([photo.looks for photo in distinct], LOOKS_SIDE**2)
-    for index, alike in enumerate(first_alike(words, filters.duplicate_distance)):
-        if index != alike:
-            photo, first = distinct[index], distinct[alike]
-            repeated[photo] = repetition(photo, first, "the same picture as another")
-    return repeated
+    words = hash_words([photo.looks for photo in distinct], PHASH_SIZE**2)
+    for index, original in enumerate(first_duplicates(words, filters.duplicate_distance)):
+        if index != original:
+            photo, first = distinct[index], distinct[original]
+            duplicates[photo] = duplicate_of(photo, first, "the same picture as another")
+    return duplicates
 
 
-def reasons_to_leave_out(measured: Measurement, filters: Filters) -> dict[str, str]:
-    """For each stage the first reason not to use a photo, "" where there is none."""
+def exclusion_reasons(measured: Measurement, filters: Filters) -> dict[str, str]:
+    """For each stage the first reason not to use a photo; "" if there is none."""
     saturation, value = measured.saturation, measured.value
     colorless = ""
     if measured.colorfulness < filters.min_colorfulness:
@@ -147,16 +154,17 @@ def reasons_to_leave_out(measured: Measurement, filters: Filters) -> dict[str, s
 
 
 def validation_photos(
-    left_out: Mapping[Measurement, Mapping[str, str]], share: float
+    exclusions: Mapping[Measurement, Mapping[str, str]], share: float
 ) -> set[Measurement]:
-    """The photos whose content hashes are below ``share``, and each stage's lowest ones.
+    """The photos whose content hash is below ``share`` of its range, and each stage's lowest ones.
 
-    So when photos are added, none that has trained becomes a validation photo, once a stage has
-    40 of them; and one returns to training only where its stage had too few for validation.
+    Photos thus keep their split when others are added: once a stage has 40 photos, none moves from
+    training to validation. A photo moves from validation to training only if it was chosen because
+    its stage had too few validation photos.
     """
-    by_hash = sorted(left_out, key=lambda photo: photo.content)
+    by_hash = sorted(exclusions, key=lambda photo: photo.content)
     chosen = {photo for photo in by_hash if int(photo.content[:8], 16) < share * 2**32}
     for stage in STAGES:
-        usable = [photo for photo in by_hash if not left_out[photo][stage]]
+        usable = [photo for photo in by_hash if not exclusions[photo][stage]]
         chosen.update(usable[: min(LEAST_VALIDATION, len(usable) // 5)])
     return chosen

@@ -1,4 +1,4 @@
-"""The photo files that a manifest is made from."""
+"""Finds the photo files that a manifest is made from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from colorflux_core.photos.photo import is_photo_file
 
 @dataclass(frozen=True)
 class PhotoFile:
-    """A file as it was when it was found; if its size or time changes, it is measured again.
+    """A photo file; if its size or modification time changes, it counts as another photo.
 
     Attributes:
         file: relative to the manifest's folder, with forward slashes.

@@ -1,8 +1,8 @@
-"""What a photo is measured by before it may train, each photo once however often a run is stopped.
+"""Measures photos: size, colors, content digest and perceptual hash; results go to a journal.
 
-A photo is read as colorflux_core reads it (upright, in sRGB, on white) and measured at
-``MEASURED_SIDE`` pixels: a fraction of the work, and the mean S and V of HSV stay within 0.003 on
-average of what they are at full size. Photos above the core's MAX_MEGAPIXELS are not read.
+A photo is read by colorflux_core (upright, in sRGB, on white) and measured at ``MEASURED_SIDE``
+pixels. This is much faster, and on average changes the mean S and V of HSV by less than 0.003.
+Photos above the core's MAX_MEGAPIXELS are not read. An interrupted run continues from its journal.
 """
 
 from __future__ import annotations
@@ -31,24 +31,26 @@ from colorflux_core.photos.photo import Photo, load_photo
 from .files import PhotoFile
 
 MEASURED_SIDE = 512
-"""Longest side in pixels at which colors and looks are measured."""
+"""Longest side in pixels at which colors and the perceptual hash are computed."""
 
-LOOKS_SIDE = 16
-"""The perceptual hash says of this many times this many frequencies how strong they are."""
+PHASH_SIZE = 16
+"""Side of the perceptual hash: it has PHASH_SIZE^2 bits, one for each low DCT frequency."""
 
 JOURNAL = "measurements.jsonl"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is known of one photo; of one with a ``fault``, which cannot be read, nothing else.
+    """The measurements of one photo.
 
     Attributes:
-        width, height: of the upright photo, in pixels.
+        photo: The measured file.
+        fault: Why the photo cannot be read; the other fields are then unset.
+        width, height: Of the upright photo, in pixels.
         colorfulness: Hasler and Suesstrunk's, from 0.
-        saturation, value: means of HSV's S and V, in [0, 1].
+        saturation, value: Means of HSV's S and V, in [0, 1].
         content: SHA-256 of the pixels at full size, hexadecimal.
-        looks: perceptual hash of LOOKS_SIDE^2 bits, hexadecimal; blind to color.
+        looks: Perceptual hash of PHASH_SIZE^2 bits, hexadecimal; independent of color.
     """
 
     photo: PhotoFile
@@ -67,12 +69,12 @@ class Measurement:
 
 
 def measure(folder: Path, photo: PhotoFile) -> Measurement:
-    """Measure a photo whose name starts from ``folder``."""
+    """Measure a photo whose name is relative to ``folder``."""
     path = folder / photo.file
     try:
         loaded = load_photo(path)
     except ColorFluxError as error:
-        fault, _, _advice = str(error).removeprefix(f"{path} ").partition(": ")
+        fault, _, _fix = str(error).removeprefix(f"{path} ").partition(": ")
         return Measurement(photo, fault)
     height, width = loaded.size
     small = picture(loaded, MEASURED_SIDE)
@@ -86,26 +88,26 @@ def measure(folder: Path, photo: PhotoFile) -> Measurement:
         saturation=round(float(statistics.saturation), 4),
         value=round(float(statistics.value), 4),
         content=content(loaded),
-        looks=str(imagehash.phash(small, LOOKS_SIDE)),
+        looks=str(imagehash.phash(small, PHASH_SIZE)),
     )
 
 
 def picture(photo: Photo, side: int) -> Image.Image:
-    """The photo in 8 bits, made smaller where its longest side is above ``side``."""
+    """The photo in 8 bits, reduced if its longest side exceeds ``side``."""
     image = eight_bit(photo.pixels)
     image.thumbnail((side, side))
     return image
 
 
 def content(photo: Photo) -> str:
-    """The same for the same pixels, whatever the file around them."""
+    """A digest of the pixels, independent of file format and metadata."""
     samples = photo.pixels.permute(1, 2, 0).numpy()
     return sha256(str(samples.shape).encode(), np.ascontiguousarray(samples).data)
 
 
 @dataclass(frozen=True)
-class Measuring(Dataset[Measurement]):
-    """Photos that are measured when they are asked for, by the workers of a DataLoader."""
+class MeasurementDataset(Dataset[Measurement]):
+    """Photos that are measured on access, by the workers of a DataLoader."""
 
     folder: Path
     photos: list[PhotoFile]
@@ -118,28 +120,31 @@ class Measuring(Dataset[Measurement]):
 
 
 def measure_all(folder: Path, photos: list[PhotoFile], workers: int) -> list[Measurement]:
-    """The photos' measurements, in their order, from the journal in ``folder`` as far as it goes.
+    """Measure the photos that are not yet in the journal in ``folder``.
 
-    Each new one is in the journal before the next is waited for.
+    Every new measurement is written to the journal at once.
 
     Args:
-        folder: Of the manifest, where names start.
+        folder: The manifest's folder, which file names are relative to.
         photos: Without repetitions.
-        workers: Processes; 0 takes one per CPU core.
+        workers: Number of processes; 0 is one per CPU core.
+
+    Returns:
+        The measurements in the order of ``photos``.
 
     Raises:
-        ColorFluxError: when a worker was killed.
-        OSError: when the journal cannot be read or written.
+        ColorFluxError: if a worker was killed.
+        OSError: if the journal cannot be read or written.
     """
     known = {measurement.photo: measurement for measurement in read_journal(folder / JOURNAL)}
     new = [photo for photo in photos if photo not in known]
     with (
         (folder / JOURNAL).open("a", encoding="utf-8") as journal,
-        # None shows the bar on terminals only.
+        # disable=None shows the bar on terminals only.
         tqdm(total=len(photos), initial=len(photos) - len(new), unit="photo", disable=None) as bar,
     ):
-        journal.write("\n")  # ends a line that a kill cut short
-        for measurement in measured(Measuring(folder, new), workers):
+        journal.write("\n")  # End a line that an interrupted run left incomplete.
+        for measurement in iter_measurements(MeasurementDataset(folder, new), workers):
             journal.write(json.dumps(asdict(measurement)) + "\n")
             journal.flush()
             known[measurement.photo] = measurement
@@ -147,21 +152,22 @@ def measure_all(folder: Path, photos: list[PhotoFile], workers: int) -> list[Mea
     return [known[photo] for photo in photos]
 
 
-def measured(measuring: Measuring, workers: int) -> Iterator[Measurement]:
-    if not measuring.photos:
+def iter_measurements(dataset: MeasurementDataset, workers: int) -> Iterator[Measurement]:
+    """Measure the dataset's photos in worker processes."""
+    if not dataset.photos:
         return
-    workers = min(workers or os.cpu_count() or 1, len(measuring.photos))
-    yield from load(measuring, workers, batch_size=None, on_start=be_quiet)
+    workers = min(workers or os.cpu_count() or 1, len(dataset.photos))
+    yield from load(dataset, workers, batch_size=None, on_start=silence_warnings)
 
 
-def be_quiet() -> None:
-    """Silence Pillow's warnings on odd files: there are hundreds, and users cannot act on them."""
+def silence_warnings() -> None:
+    """Silence Pillow's warnings about unusual files, which users cannot act on."""
     warnings.simplefilter("ignore")
     logging.disable()
 
 
 def read_journal(journal: Path) -> Iterator[Measurement]:
-    """What earlier runs measured; lines that are not whole are passed over."""
+    """The measurements of earlier runs; incomplete lines are skipped."""
     if not journal.exists():
         return
     with journal.open(encoding="utf-8", errors="replace") as lines:

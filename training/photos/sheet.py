@@ -1,4 +1,4 @@
-"""A contact sheet of photo files in labelled rows, of one width however many there are."""
+"""A contact sheet of photo files: labeled rows of COLUMNS thumbnails."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ LABEL_HEIGHT = 24
 
 
 def contact_sheet(rows: Mapping[str, list[Path]]) -> Image.Image:
-    """Rows of up to COLUMNS photos below their labels.
+    """Draw up to COLUMNS photos per row, below the row's label.
 
-    Raises ColorFluxError when a photo cannot be read.
+    Raises ColorFluxError if a photo cannot be read.
     """
     parts = []
     for text, photos in rows.items():

@@ -1,1 +1,1 @@
-"""``--plan``: memory and time of a run, before anything is loaded."""
+"""``--plan``: the memory, steps and disk space that a run needs, without loading any weights."""

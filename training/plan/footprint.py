@@ -1,12 +1,12 @@
-"""What one training step holds in memory, counted by running it on tensors without contents.
+"""The memory that one training step needs, counted by running the step on fake tensors.
 
-A stage's own loss and its gradient run on fake tensors of the true shapes, and the storages that
-are born and die on the way are counted. So the figure cannot drift from the trainers, needs no
+A stage's own loss and backward pass run on fake tensors of the real shapes, while storages are
+counted as they are allocated and freed. The result therefore always matches the trainers, needs no
 weights, and takes seconds for 12 billion parameters.
 
-Fake tensors live on the CPU, where they can be had without a GPU. What they keep for the gradient
-is what CUDA's kernels keep: attention its inputs, output and a log-sum a row; the norms see to
-`norms_of_cuda`. The optimizer's step is left out: fused, it takes nothing besides its states.
+The fake tensors are on the CPU, so that no GPU is needed. Autograd saves the same tensors for them
+as for CUDA kernels: for attention, inputs, output and one log-sum-exp per row; for norms, see
+`emulate_cuda_norms`. The optimizer step is not counted: a fused step allocates nothing.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 
-class Memory(TorchDispatchMode):
-    """Counts the bytes of what is made inside: at present, and when they were most.
+class MemoryCounter(TorchDispatchMode):
+    """Counts the bytes of all storages allocated inside the context.
 
-    ``gradients`` are those among them that `keep` was told of, and ``gradients_at_peak`` what they
-    were then.
+    Attributes:
+        bytes: Allocated now.
+        peak: The maximum of ``bytes``.
+        gradients: The part of ``bytes`` that was reported to `add_gradient`.
+        gradients_at_peak: The value of ``gradients`` when ``peak`` was reached.
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
+        """``known`` tensors are not counted."""
         super().__init__()
         self.bytes = self.peak = self.gradients = self.gradients_at_peak = 0
         self.storages = WeakIdKeyDictionary({t.untyped_storage(): None for t in known})
@@ -43,65 +47,70 @@ class Memory(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self.count(tensor.untyped_storage())
+                self.add_storage(tensor.untyped_storage())
         return result
 
-    def count(self, storage: torch.UntypedStorage) -> None:
+    def add_storage(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage until it is freed, unless it is already counted."""
         if storage in self.storages:
             return
         self.storages[storage] = None
         self.bytes += storage.nbytes()
-        weakref.finalize(storage, self.forget, storage.nbytes())
+        weakref.finalize(storage, self.release, storage.nbytes())
         if self.bytes > self.peak:
             self.peak, self.gradients_at_peak = self.bytes, self.gradients
 
-    def forget(self, size: int) -> None:
+    def release(self, size: int) -> None:
         self.bytes -= size
 
-    def keep(self, weight: Tensor) -> None:
+    def add_gradient(self, weight: Tensor) -> None:
+        """Count a weight's gradient as one that is kept until the optimizer step."""
         assert weight.grad is not None
         self.gradients += weight.grad.nbytes
 
 
-def counted_step(
+def step_memory(
     weights: Iterable[Tensor],
     loss: Callable[[], Tensor],
     autocast: torch.dtype | None,
     accumulating: bool,
 ) -> tuple[int, int]:
-    """(gradients, activations) in bytes when together they are most, forward and backward.
+    """Bytes of (gradients, activations) at the peak of a forward and backward pass.
 
-    Of the weights, those that require gradients get them. When ``accumulating``, the gradients of
-    an earlier micro batch are there from the start.
+    Args:
+        weights: All weights of the models; those with ``requires_grad`` get gradients.
+        loss: Computes the loss.
+        autocast: The autocast dtype, or None.
+        accumulating: Whether gradients of an earlier micro-batch exist from the start.
     """
     weights = list(weights)
-    with Memory(weights) as memory:
+    with MemoryCounter(weights) as memory:
         for weight in weights:
             if weight.requires_grad and accumulating:
                 weight.grad = torch.empty_like(weight)
-                memory.keep(weight)
+                memory.add_gradient(weight)
             elif weight.requires_grad:
-                weight.register_post_accumulate_grad_hook(memory.keep)
+                weight.register_post_accumulate_grad_hook(memory.add_gradient)
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
             value = loss()
         value.backward()
     return memory.gradients_at_peak, memory.peak - memory.gradients_at_peak
 
 
-def counted_call(
+def forward_memory(
     weights: Iterable[Tensor], call: Callable[[], object], autocast: torch.dtype | None
 ) -> int:
-    """The most bytes that a call without gradients holds besides the weights."""
+    """Peak bytes of a call without gradients, not counting the weights."""
     in_precision = torch.autocast("cpu", autocast, enabled=autocast is not None)
-    with Memory(weights) as memory, torch.no_grad(), in_precision:
+    with MemoryCounter(weights) as memory, torch.no_grad(), in_precision:
         call()
     return memory.peak
 
 
 @contextmanager
 def fake_models(models: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
-    """Inside, models on the meta device run on tensors without contents; yields their weights."""
-    with FakeTensorMode(allow_non_fake_inputs=True), norms_of_cuda():
+    """Context in which models on the meta device run on fake tensors; yields their weights."""
+    with FakeTensorMode(allow_non_fake_inputs=True), emulate_cuda_norms():
         yield [weight for model in models for weight in fake_weights(model)]
 
 
@@ -120,11 +129,11 @@ def fake_weights(model: nn.Module) -> list[Tensor]:
 
 
 @contextmanager
-def norms_of_cuda() -> Iterator[None]:
-    """Inside, norms keep for the gradient what CUDA's keep. Their values may be wrong.
+def emulate_cuda_norms() -> Iterator[None]:
+    """Context in which norms save the same tensors for backward as on CUDA; values may be wrong.
 
-    There, autocast runs them in float32, and an RMS norm is one kernel that keeps its input and a
-    number a row, as a layer norm does on any device.
+    On CUDA, autocast runs norms in float32, and RMS norm is one kernel that saves its input and one
+    number per row. The CPU's layer norm does that too, so it stands in for the RMS norm.
     """
 
     def in_float32(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:

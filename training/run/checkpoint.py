@@ -1,8 +1,8 @@
-"""Checkpoints: the whole state of a run, in one file that is complete or not there at all.
+"""Checkpoints: the complete state of a run in one file, written atomically.
 
-Besides what is saved, seed and step say everything: which rows come next and what is random in
-them (see ``order``). The state is gathered from all devices, so that one device can go on from the
-checkpoint of many.
+The position in the data and all randomness follow from seed and step (see ``data/order.py``), so
+neither is saved. The state is gathered from all devices, so that a run can be resumed on another
+number of devices.
 """
 
 from __future__ import annotations
@@ -25,70 +25,75 @@ State = dict[str, Any]
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """A run's checkpoints, the newest first."""
+    """A run's checkpoints, newest first."""
     return sorted((folder / "checkpoints").glob("step-*.pt"), reverse=True)
 
 
 def save_checkpoint(folder: Path, step: int, state: State, keep: int) -> None:
     """Write a checkpoint atomically, then delete all but the ``keep`` newest.
 
-    Raises ColorFluxError when there is no room for it or it cannot be written; existing checkpoints
-    are kept.
+    Raises ColorFluxError if the disk is full or the file cannot be written; earlier checkpoints are
+    then kept.
     """
     path = folder / "checkpoints" / f"step-{step:07}.pt"
     for leftover in path.parent.glob("*.part"):  # From a process that was killed while saving.
         leftover.unlink()
-    fix = f"make room, then --resume from {newest(folder)}"
+    fix = f"make room, then --resume from {newest_name(folder)}"
     with atomic_write(path, fix=fix, make_folder=True) as unfinished:
         tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
         require_room(path.parent, sum(tensor.nbytes for tensor in tensors))
         with unfinished.open("wb") as file:
             torch.save(state, file)
-    there = checkpoints(folder)
-    index = there.index(path)
-    for other in (*there[:index], *there[index + keep :]):  # A newer one could not be read.
+    # A checkpoint of a later step is damaged: the run was resumed from an earlier one.
+    existing = checkpoints(folder)
+    index = existing.index(path)
+    for other in (*existing[:index], *existing[index + keep :]):
         other.unlink()
 
 
 def require_room(folder: Path, size: int) -> None:
+    """Raises OSError if fewer than ``size`` bytes are free."""
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise OSError(f"it takes {size / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free")
+        raise OSError(f"it needs {size / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free")
 
 
-def newest(folder: Path) -> str:
-    return next((path.name for path in checkpoints(folder)), "no earlier one")
+def newest_name(folder: Path) -> str:
+    """The newest checkpoint's file name, for messages."""
+    return next((path.name for path in checkpoints(folder)), "no earlier checkpoint")
 
 
 def load_checkpoint(folder: Path) -> State | None:
-    """The newest checkpoint that can be read, or None where there is none.
+    """The newest readable checkpoint, or None if the run has no checkpoints.
 
-    Raises ColorFluxError when there are checkpoints and none can be read.
+    Raises ColorFluxError if there are checkpoints and none is readable.
     """
     for path in checkpoints(folder):
         try:
-            require_whole(path)
+            require_intact(path)
             return torch.load(path, weights_only=True, map_location="cpu")
         except (BadZipFile, EOFError, OSError, RuntimeError, ValueError) as error:
-            logger.warning("%s is damaged, the one before is taken (%s)", path, error)
+            logger.warning("%s is damaged (%s), trying the previous checkpoint", path, error)
     if checkpoints(folder):
-        raise ColorFluxError(f"no checkpoint in {folder} can be read: start again elsewhere")
+        raise ColorFluxError(
+            f"no checkpoint in {folder} can be read: start a new run with another --output"
+        )
     return None
 
 
-def require_whole(path: Path) -> None:
-    """Compare the checksums in the file: torch.load does not. Raises BadZipFile among others."""
+def require_intact(path: Path) -> None:
+    """Verify the file's checksums, which torch.load ignores. Raises BadZipFile or OSError."""
     with ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged:
-        raise BadZipFile(f"{damaged} in it is not what was written")
+        raise BadZipFile(f"the checksum of {damaged} does not match")
 
 
-def require_same(saved: State, config: State) -> None:
-    """Refuse to go on with other settings than a checkpoint's, naming the first that differs."""
+def require_same_settings(saved: State, config: State) -> None:
+    """Raises ColorFluxError, naming the first setting that differs from the checkpoint's."""
     for key in sorted(saved.keys() | config.keys()):
         if saved.get(key) != config.get(key):
             raise ColorFluxError(
-                f"--{key} is {config.get(key)}, the run to be resumed has {saved.get(key)}: give"
-                " that, or start again with another --output"
+                f"--{key} is {config.get(key)}, but the run to resume has {saved.get(key)}: use"
+                " that value, or start a new run with another --output"
             )

@@ -1,4 +1,4 @@
-"""The training loop of all stages, on one device or, with ``accelerate launch``, on many."""
+"""The training loop of all stages, on one device or, with ``accelerate launch``, on several."""
 
 from __future__ import annotations
 
@@ -25,36 +25,39 @@ from ..models.parallel import devices, full_tensor, parallel
 from ..stage import Stage, Training
 from .checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from .metrics import MetricMeter, log_line, peak_memory, truncate_log
-from .sheets import grow_sheet, truncate_sheets
+from .sheets import append_to_sheet, truncate_sheets
 from .state import RunState
-from .stopping import asked_to_stop
+from .stopping import defer_signals
 
 logger = logging.getLogger(__name__)
 
 
 def train(training: Training, config: LoopConfig) -> None:
-    """Train ``stage.trainable`` and leave the artifact in ``config.output``.
+    """Train ``stage.trainable`` and save the artifact to ``config.artifact`` or ``config.output``.
 
     Raises:
-        ColorFluxError: when settings contradict each other; when the output already holds a run
-            and ``--resume`` is not given, or that run had other settings; when the loss stops being
-            finite or explodes; when a checkpoint cannot be written.
-        KeyboardInterrupt: when asked to stop, after saving a checkpoint.
+        ColorFluxError: if settings contradict each other; if the output already holds a run and
+            ``--resume`` is not given, or that run had other settings; if the loss becomes
+            non-finite or explodes; if a checkpoint cannot be written.
+        KeyboardInterrupt: on SIGINT or SIGTERM, after saving a checkpoint.
     """
+    # Devices, batch sizes and the output folder.
     stage, rows, samples = training
     accelerator = make_accelerator(config)
     micro_batch = config.micro_batch_size(accelerator.num_processes)
-    parts = config.batch_size // micro_batch // accelerator.num_processes
+    accumulation_steps = config.batch_size // micro_batch // accelerator.num_processes
     if checkpoints(config.output) and not config.resume:
-        raise ColorFluxError(f"{config.output} holds a run: give --resume or another --output")
+        raise ColorFluxError(
+            f"{config.output} already holds a run: use --resume or another --output"
+        )
     try:
         config.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ColorFluxError(
-            f"--output {config.output} cannot be made: {error.strerror}"
+            f"--output {config.output} cannot be created: {error.strerror}"
         ) from error
 
-    # Start the run, or restore it from its newest checkpoint.
+    # Start a new run, or restore it from its newest checkpoint.
     steps = config.steps_for(len(rows))
     module = parallel(stage, accelerator, config.shard)
     run = RunState(stage.trainable, rows, config, steps, accelerator)
@@ -77,42 +80,46 @@ def train(training: Training, config: LoopConfig) -> None:
     )
 
     def save(step: int) -> None:
+        """Write a checkpoint; all processes must call it."""
         state = run.state(step)
         if accelerator.is_main_process:
             save_checkpoint(config.output, step, state, config.keep_checkpoints)
         accelerator.wait_for_everyone()
 
-    with asked_to_stop() as request, log.progress(first_step, steps) as progress:
+    with defer_signals() as request, log.progress(first_step, steps) as progress:
         for step in range(first_step, steps):
-            # Gradients of the whole batch, one micro-batch after the other.
+            # Accumulate the gradients of all micro-batches.
             began = time.perf_counter()
-            meter, seen = MetricMeter(), []
-            for part in range(parts):
+            meter, step_rows = MetricMeter(), []
+            for index in range(accumulation_steps):
                 micro = next(micro_batches)
-                seen += micro.pop("row").tolist()
-                batch = prepared(stage, micro, config.seed, accelerator.device)
-                with synchronized(accelerator, module, last=part == parts - 1):
+                step_rows += micro.pop("row").tolist()
+                batch = prepare_micro_batch(stage, micro, config.seed, accelerator.device)
+                is_last = index == accumulation_steps - 1
+                with synchronized(accelerator, module, is_last):
                     with accelerator.autocast():
                         loss, metrics = module(batch)
-                    accelerator.backward(loss / parts)
+                    accelerator.backward(loss / accumulation_steps)
                 meter.add("loss", loss, micro_batch)
                 for name, value in metrics.items():
                     meter.add(name, value, micro_batch)
                 if "flow_loss" in metrics:
                     meter.add_by_timestep("flow_loss", metrics["flow_loss"], batch["t"])
 
-            # The optimizer's step, unless loss or gradient would spoil the weights.
+            # Reduce the metrics over all devices, including whether any received a stop signal.
             norm = accelerator.clip_grad_norm_(run.parameters, config.max_grad_norm or math.inf)
-            asked = torch.tensor(float(request.asked), device=accelerator.device)
-            meter.add("stop", asked, 1)
+            stop_signal = torch.tensor(float(request.received), device=accelerator.device)
+            meter.add("stop", stop_signal, 1)
             logged = meter.over_devices(accelerator)
             logged["grad_norm"] = full_tensor(norm).item()
             stop = logged.pop("stop") > 0
-            run.require_sound(logged, step, [rows.photos[row] for row in seen])
+
+            # Take the optimizer step, unless loss or gradient would damage the weights.
+            run.require_sound(logged, step, [rows.photos[row] for row in step_rows])
             logged["learning_rate"] = run.schedule.get_last_lr()[0]
             run.step()
 
-            # Metrics and progress.
+            # Log metrics and progress.
             logged["images_per_s"] = config.batch_size / (time.perf_counter() - began)
             logged["peak_memory"] = peak_memory(accelerator.device)
             log(step, logged)
@@ -121,35 +128,41 @@ def train(training: Training, config: LoopConfig) -> None:
                 f"loss {logged['loss']:.4f}, {logged['images_per_s']:.1f} images/s", refresh=False
             )
 
-            # Samples and checkpoints.
+            # Draw samples, save checkpoints and stop on a signal.
             done = step + 1
             if config.sample_every and done % config.sample_every == 0 and done < steps:
-                with run.averaged():
+                with run.ema_weights():
                     draw_samples(stage, samples, config, accelerator, done)
             if done == steps or done % config.checkpoint_every == 0 or stop:
                 save(done)
             if stop and done < steps:
-                raise KeyboardInterrupt(f"stopped after step {done} and saved; --resume goes on")
+                raise KeyboardInterrupt(f"stopped and saved after step {done}; --resume continues")
 
-    with run.averaged():
+    # Save the artifact and the last samples.
+    with run.ema_weights():
         stage.save(config.artifact or config.output)
         draw_samples(stage, samples, config, accelerator, steps)
     log.finish()
     accelerator.wait_for_everyone()
 
 
-def prepared(stage: Stage, micro: Batch, seed: int, device: torch.device) -> Batch:
-    """The micro-batch on the device, with everything random added."""
+def prepare_micro_batch(stage: Stage, micro: Batch, seed: int, device: torch.device) -> Batch:
+    """Move a micro-batch to the device and let the stage add noise and other random columns."""
     generators = [generator(seed, position) for position in micro.pop("position").tolist()]
     on_device = {name: column.to(device, non_blocking=True) for name, column in micro.items()}
     return stage.prepare_batch(on_device, generators)
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:
-    """Raises ColorFluxError if the tracker is not installed, or accelerate is set to shard."""
+    """Create the Accelerator for ``config``.
+
+    Raises ColorFluxError if the tracker is not installed or accelerate is configured to shard.
+    """
     trackers = [config.tracker] if config.tracker != "none" else []
     if not {*trackers} <= {str(tracker) for tracker in get_available_trackers()}:
-        raise ColorFluxError(f"--tracker {config.tracker} is not installed: pip install it")
+        raise ColorFluxError(
+            f"--tracker {config.tracker} is not installed: pip install {config.tracker}"
+        )
     accelerator = Accelerator(
         cpu=devices().device.type == "cpu",
         mixed_precision=config.precision,
@@ -158,7 +171,7 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     )
     if accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
         raise ColorFluxError(
-            "accelerate is configured to shard; leave that to --shard, and launch with --multi_gpu"
+            "accelerate is configured to shard: use --shard instead, and launch with --multi_gpu"
         )
     return accelerator
 
@@ -166,7 +179,7 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
 def synchronized(
     accelerator: Accelerator, module: nn.Module, last: bool
 ) -> AbstractContextManager[None]:
-    """Devices exchange gradients in the last micro-batch of a step only."""
+    """Synchronize gradients between devices only in the last micro-batch of a step."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(last)
         return nullcontext()
@@ -177,17 +190,17 @@ def synchronized(
 def draw_samples(
     stage: Stage, samples: list[Picture], config: LoopConfig, accelerator: Accelerator, step: int
 ) -> None:
-    """All devices draw if the weights are sharded, else the main one does."""
+    """Draw and save a sample sheet: on all devices if weights are sharded, else on the main one."""
     if config.shard or accelerator.is_main_process:
         with accelerator.autocast():
             sheet = stage.sample(samples)
         if sheet and accelerator.is_main_process:
-            grow_sheet(config.output, sheet, step)
+            append_to_sheet(config.output, sheet, step)
     accelerator.wait_for_everyone()
 
 
 class Log:
-    """Metrics to ``metrics.jsonl`` and the tracker, and the progress bar."""
+    """Writes metrics to ``metrics.jsonl`` and the tracker, and creates the progress bar."""
 
     def __init__(self, config: LoopConfig, accelerator: Accelerator, first_step: int) -> None:
         self.accelerator, self.file = accelerator, config.output / "metrics.jsonl"

@@ -1,4 +1,4 @@
-"""Sample sheets: a row of pictures for each sample step, below those of earlier steps."""
+"""Sample sheets: one strip of samples per sampling step, and ``samples.jpg`` with all strips."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from colorflux_core.photos.images import eight_bit
 from ..stage import Sheet
 
 LABEL = 24
-"""Height in pixels of the label above a drawn row."""
+"""Height of a strip's label, in pixels."""
 
 MAX_SIDE = 8192
 """Largest width and height of samples.jpg, in pixels."""
 
 
-def grow_sheet(folder: Path, sheet: Sheet, step: int) -> None:
-    """Save a step's drawn rows as ``samples/step-<step>.png``, and the given rows with all drawn
-    rows so far as ``samples.jpg``."""
+def append_to_sheet(folder: Path, sheet: Sheet, step: int) -> None:
+    """Save a step's drawn rows as ``samples/step-<step>.png`` and rebuild ``samples.jpg``.
+
+    ``samples.jpg`` shows the given rows above all strips so far, at most MAX_SIDE pixels per side.
+    """
     strips = folder / "samples"
     strips.mkdir(exist_ok=True)
     drawn = grid(sheet.drawn)

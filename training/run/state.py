@@ -1,4 +1,4 @@
-"""The state of a run: weights and their average, optimizer, schedule, recent losses."""
+"""The state of a run: weights and their EMA, optimizer, learning-rate schedule, recent losses."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ..config import LoopConfig
 from ..data.rows import Rows
 from ..models.memory import make_optimizer
 from ..models.parallel import gather_to_main, shard_like
-from .checkpoint import State, newest, require_same
+from .checkpoint import State, newest_name, require_same_settings
 
 RECENT = 100
-"""Number of recent steps whose mean loss is compared with a new loss."""
+"""Number of recent steps over which the mean loss is taken to detect an exploding loss."""
 
 
 class RunState:
-    """Create it after the model has been moved to its devices."""
+    """Everything that changes during training. Create it once the model is on its devices."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class RunState:
         }
 
     def step(self) -> None:
-        """Take an optimizer step with the current gradients."""
+        """Take an optimizer step with the accumulated gradients, and update schedule and EMA."""
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
@@ -71,32 +71,33 @@ class RunState:
             self.ema.step(self.parameters)
 
     def require_sound(self, metrics: dict[str, float], step: int, photos: list[Path]) -> None:
-        """Refuse gradients that would spoil the weights.
+        """Check loss and gradient before the optimizer step, which could damage the weights.
 
-        Raises ColorFluxError, which names the batch's photos, when the loss or the gradient is not
-        finite, or the loss is far above its recent mean.
+        Raises ColorFluxError, which names the batch's photos, if the loss or the gradient norm is
+        not finite, or if the loss is far above its recent mean.
         """
         loss, norm = metrics["loss"], metrics["grad_norm"]
-        usual = statistics.fmean(self.losses) if len(self.losses) >= RECENT else math.inf
+        mean_loss = statistics.fmean(self.losses) if len(self.losses) >= RECENT else math.inf
         ratio = self.config.max_loss_ratio
         if not math.isfinite(loss):
-            what = f"the loss is {loss}"
-        elif not (math.isfinite(norm) or self.scaler):  # fp16's scaler skips such a step by itself.
-            what = f"the gradient's norm is {norm}"
-        elif ratio and abs(loss) > ratio * abs(usual):
-            what = f"the loss is {loss:.3g}, more than --max_loss_ratio {ratio:g} times its mean"
+            problem = f"the loss is {loss}"
+        elif not (math.isfinite(norm) or self.scaler):  # With fp16, the scaler skips such a step.
+            problem = f"the gradient norm is {norm}"
+        elif ratio and abs(loss) > ratio * abs(mean_loss):
+            problem = f"the loss is {loss:.3g}, more than --max_loss_ratio {ratio:g} times its mean"
         else:
             self.losses.append(loss)
             return
         names = ", ".join(sorted({photo.name for photo in photos}))
         raise ColorFluxError(
-            f"{what} at step {step} on {names}; last good checkpoint: {newest(self.config.output)}."
-            " Look at these photos, or start again with a lower --learning_rate"
+            f"{problem} at step {step} on {names}; last good checkpoint:"
+            f" {newest_name(self.config.output)}. Check these photos, or start a new run with a"
+            " lower --learning_rate"
         )
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Inside, the weights are replaced by their moving average, if there is one."""
+    def ema_weights(self) -> Iterator[None]:
+        """Context in which the weights are replaced by their EMA, if the run has one."""
         if self.ema is None:
             yield
             return
@@ -108,7 +109,7 @@ class RunState:
             self.ema.restore(self.parameters)
 
     def state(self, step: int) -> State:
-        """The full state on the CPU of the main process. All devices must call it."""
+        """The complete state, on the CPU of the main process. All processes must call it."""
         state = {
             "step": step,
             "settings": self.settings,
@@ -123,11 +124,11 @@ class RunState:
 
     @torch.no_grad()
     def restore(self, state: State) -> int:
-        """Restore what :meth:`state` returned; returns the number of steps done.
+        """Restore a result of :meth:`state` and return the number of completed steps.
 
-        Raises ColorFluxError, naming the setting, when the run had other settings.
+        Raises ColorFluxError, which names the setting, if the run had other settings.
         """
-        require_same(state["settings"], self.settings)
+        require_same_settings(state["settings"], self.settings)
         for name, weight in self.weights.items():
             weight.copy_(shard_like(state["weights"][name], weight))
         for index, weight in enumerate(self.parameters):
@@ -147,7 +148,7 @@ class RunState:
 
 
 def settings(config: LoopConfig) -> State:
-    """The settings that must stay the same when a run is resumed."""
+    """The settings that must not change when a run is resumed."""
     return {
         field.name: str(value) if isinstance(value, Path) else value
         for field in fields(config)

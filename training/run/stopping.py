@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end the step that is running, not the run's state."""
+"""Ctrl-C and SIGTERM stop a run after the current step."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from types import FrameType
 
 
 class StopRequest:
-    asked = False
+    """Whether SIGINT or SIGTERM was received."""
+
+    received = False
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[StopRequest]:
-    """Inside, the first signal is only noted; a second one raises KeyboardInterrupt at once."""
+def defer_signals() -> Iterator[StopRequest]:
+    """Context in which the first signal is only recorded; a second one raises KeyboardInterrupt."""
     request = StopRequest()
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if request.asked:
+    def record(number: int, frame: FrameType | None) -> None:
+        if request.received:
             raise KeyboardInterrupt
-        request.asked = True
+        request.received = True
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request
     finally:

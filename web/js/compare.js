@@ -1,11 +1,11 @@
-// Compare Photos shows before and after under one slider.
+// The widget of Compare Photos: two pictures, before and after, under a slider.
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
 const NODE = "ColorFlux_Compare";
-const STEP = 5; // percent of the width, for one press of an arrow key
+const STEP = 5; // percent of the width per press of an arrow key
 
-// The stage is the largest box of the picture's proportions (--ratio) that fits into the view.
+// The stage is the largest box with the picture's aspect ratio (--ratio) that fits the view.
 const STYLE = `
 .colorflux-compare {
   display: flex; flex-direction: column; gap: 4px; min-height: 160px;
@@ -35,7 +35,7 @@ const STYLE = `
 .colorflux-compare [hidden] { display: none; }
 `;
 
-/** The widget's element, and what shows a node's output in it. */
+/** Creates the widget. Returns its element, and a function that shows a node's output in it. */
 function comparison(beforeLabel, afterLabel) {
   const root = document.createElement("div");
   root.className = "colorflux-compare";
@@ -63,7 +63,7 @@ function comparison(beforeLabel, afterLabel) {
   before.alt = beforeLabel;
   after.alt = afterLabel;
 
-  let at; // how much of the width is before, in percent
+  let at; // position of the slider: percent of the width that shows "before"
   function slideTo(percent) {
     at = Math.min(100, Math.max(0, percent));
     stage.style.setProperty("--at", `${at}%`);
@@ -97,7 +97,7 @@ function comparison(beforeLabel, afterLabel) {
     event.stopPropagation();
     slideTo(target);
   });
-  // The wheel goes on zooming the canvas.
+  // Forward the wheel to the canvas, so that it still zooms.
   root.addEventListener("wheel", (event) => {
     event.preventDefault();
     app.canvas.canvas.dispatchEvent(new WheelEvent(event.type, event));
@@ -115,7 +115,7 @@ function comparison(beforeLabel, afterLabel) {
       stage.style.setProperty("--ratio", before.naturalWidth / before.naturalHeight);
       stage.hidden = false;
     } catch {
-      stage.hidden = true; // temporary pictures of an earlier session are gone
+      stage.hidden = true; // temporary pictures of an earlier session no longer exist
     }
   }
   previous.addEventListener("click", () => turnTo(frame - 1));
@@ -142,7 +142,7 @@ function inputLabel(node, name) {
   return node.inputs.find((input) => input.name === name)?.localized_name ?? name;
 }
 
-/** The node of an output's key: its id, after the id of its subgraph where it lies in one. */
+/** The node of an output's key: "id", or "subgraph:id" for a node in a subgraph. */
 function nodeOf(key) {
   const [id, subgraph] = key.split(":").reverse();
   const graph = subgraph ? app.graph.subgraphs.get(subgraph) : app.graph;
@@ -173,7 +173,7 @@ app.registerExtension({
     };
   },
 
-  // Back on a workflow's tab, its nodes are new and its outputs the old ones.
+  // When the user returns to a workflow's tab, ComfyUI recreates the nodes but keeps the outputs.
   onNodeOutputsUpdated(outputs) {
     for (const [key, output] of Object.entries(outputs)) {
       const node = nodeOf(key);

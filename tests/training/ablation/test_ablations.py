@@ -16,7 +16,7 @@ from colorflux_core.evaluation.scores import TRUTH, read_scores
 from colorflux_core.model.visual_prompt import prompt_from_tokens
 from tests.training.tiny_training import CANVAS, Setup
 from training.ablation.tables import ARMS, TABLES
-from training.ablations import FINISHED, RUNS, AblationsConfig, main
+from training.ablations import PROVENANCE, RUNS, AblationsConfig, main
 from training.config import read_recipe
 
 BUDGET = ("manifest", "canvas", "views", "batch_size", "timestep_density", "precision")
@@ -194,7 +194,7 @@ def test_another_recipe_is_not_taken_for_the_one_before(
     with pytest.raises(ColorFluxError, match=r"pro_dpo_a was made with another recipe"):
         command()
     recipes.write_text(before)
-    (output / "seed-0" / "both" / FINISHED).write_text("of other photos")
+    (output / "seed-0" / "both" / PROVENANCE).write_text("of other photos")
     with pytest.raises(ColorFluxError, match=r"both was made with another"):
         command()
 

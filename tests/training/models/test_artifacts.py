@@ -48,7 +48,7 @@ def test_stock_diffusers_reads_the_controlnet(trained: Callable[[str], Trained])
 def test_stock_diffusers_reads_redux(trained: Callable[[str], Trained]) -> None:
     run = trained("basic_color")
     stock = ReduxImageEncoder.from_pretrained(run.output / "image_embedder", local_files_only=True)
-    tokens = raw_batch(run.rows)["seen"].float()
+    tokens = raw_batch(run.rows)["gray_input"].float()
     own = run.stage.models["image_embedder"]
     assert torch.equal(stock(tokens).image_embeds, own(tokens).image_embeds)
     stored = load_file(run.output / "image_embedder" / "diffusion_pytorch_model.safetensors")

@@ -24,10 +24,16 @@ from colorflux_core.photos.photo import _srgb_profile
 from colorflux_core.photos.sixteen_bit import write_png
 from tests.training.tiny_training import synthetic_photo
 from training.data.manifest import read_manifest
-from training.photos.choose import Filters, choose, reasons_to_leave_out
-from training.photos.duplicates import first_alike
+from training.photos.choose import Filters, choose, exclusion_reasons
+from training.photos.duplicates import first_duplicates
 from training.photos.files import PhotoFile
-from training.photos.measure import JOURNAL, Measurement, Measuring, measure, measured
+from training.photos.measure import (
+    JOURNAL,
+    Measurement,
+    MeasurementDataset,
+    iter_measurements,
+    measure,
+)
 from training.photos.sheet import COLUMNS, contact_sheet
 from training.prepare import main
 
@@ -224,7 +230,7 @@ def measurement(name: str = "a", side: int = 500, size: int = 1, **changes: Any)
     ],
 )
 def test_the_papers_filters(values: dict[str, Any], basic_color: str, pro_dpo: str) -> None:
-    reasons = reasons_to_leave_out(measurement(**values), Filters())
+    reasons = exclusion_reasons(measurement(**values), Filters())
     assert reasons == {"structure": "", "basic_color": basic_color, "pro_dpo": pro_dpo}
 
 
@@ -283,7 +289,7 @@ def test_likeness_is_that_of_a_plain_search(distance: int) -> None:
         expected.append(next(firsts, i))
 
     words = np.packbits(bits, axis=1).view(np.uint64)
-    assert first_alike(words, distance).tolist() == expected
+    assert first_duplicates(words, distance).tolist() == expected
 
 
 def split_of(measurements: list[Measurement], share: float) -> dict[str, str]:
@@ -361,7 +367,7 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
     assert sorted(journaled(data)) == sorted(journaled(tmp_path / "whole"))
 
 
-class Killed(Measuring):
+class Killed(MeasurementDataset):
     def __getitem__(self, index: int) -> Measurement:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
@@ -369,11 +375,11 @@ class Killed(Measuring):
 
 def test_a_worker_that_was_killed_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ColorFluxError, match=r"reduce --workers \(1\)"):
-        list(measured(Killed(tmp_path, [PhotoFile("a.jpg", 1, 1)]), 1))
+        list(iter_measurements(Killed(tmp_path, [PhotoFile("a.jpg", 1, 1)]), 1))
 
 
 def test_photos_to_measure_reach_workers_of_every_kind(photos: Path) -> None:
-    measuring = Measuring(photos, [PhotoFile("00.png", 1, 1)])
+    measuring = MeasurementDataset(photos, [PhotoFile("00.png", 1, 1)])
     assert pickle.loads(pickle.dumps(measuring))[0] == measuring[0]
 
 

@@ -22,7 +22,7 @@ from tests.training.tiny_training import CANVAS, Setup, make_setup
 from training.basic_color import BasicColorStage
 from training.models.blocks import blocks
 from training.models.parts import Parts
-from training.plan.footprint import Memory, counted_step, norms_of_cuda
+from training.plan.footprint import MemoryCounter, emulate_cuda_norms, step_memory
 from training.plan.plan import GIB, RESERVE, Plan, copied_loss, make_plan, print_plan
 from training.pro_dpo import ProDpoStage
 from training.structure import StructureStage
@@ -63,7 +63,7 @@ def make_config(setup: Setup, name: str, **changes: Any) -> Any:
 
 def test_memory_counts_what_is_alive() -> None:
     weight = torch.zeros(1000)
-    with Memory([weight]) as memory:
+    with MemoryCounter([weight]) as memory:
         tensor = torch.zeros(250)
         view, other = tensor[:10], weight.view(10, 100)
         assert memory.bytes == 1000
@@ -86,8 +86,8 @@ def test_a_fake_step_counts_what_a_real_one_does(
     batch = stage.blank(config.batch_size)
     models = [module for module in vars(stage).values() if isinstance(module, nn.Module)]
     weights = dict.fromkeys(weight for model in models for weight in model.parameters())
-    with norms_of_cuda():
-        real = counted_step(weights, lambda: copied_loss(stage, batch), torch.bfloat16, False)
+    with emulate_cuda_norms():
+        real = step_memory(weights, lambda: copied_loss(stage, batch), torch.bfloat16, False)
     training = plan(name, gradient_checkpointing=checkpointing).phases["training"]
     assert real == (training["gradients"], training["activations"])
 
@@ -100,10 +100,10 @@ def test_norms_of_cuda_give_float32_under_autocast() -> None:
         lambda: F.group_norm(x, 2, weight),
     ]
     with torch.autocast("cpu", torch.bfloat16):
-        with norms_of_cuda():
+        with emulate_cuda_norms():
             assert {norm().dtype for norm in norms} == {torch.float32}
         assert {norm().dtype for norm in norms} == {torch.bfloat16}
-    with norms_of_cuda():
+    with emulate_cuda_norms():
         assert {norm().dtype for norm in norms} == {torch.bfloat16}
 
 
@@ -131,11 +131,11 @@ def test_micro_batches_keep_all_gradients(plan: Any) -> None:
 
 def test_what_is_held_for_each_trained_weight(plan: Any) -> None:
     averaged = plan("structure", limit=0, ema_decay=0.9)
-    number = sum(kind.number for kind in averaged.weights if kind.learn)
+    number = sum(group.count for group in averaged.weights if group.trained)
     held = averaged.phases["training"]
     assert held["trained weights"] == held["moving average"] == 4 * number
     assert held["optimizer"] == 8 * number
-    assert averaged.checkpoint == 16 * number
+    assert averaged.checkpoint_bytes == 16 * number
     in_8_bits = plan("structure", limit=0, optimizer="adamw8bit").phases["training"]
     assert 2 * number < in_8_bits["optimizer"] < 2.1 * number
     assert in_8_bits["moving average"] == 0
@@ -144,14 +144,14 @@ def test_what_is_held_for_each_trained_weight(plan: Any) -> None:
 def test_packed_weights_are_counted_as_weights(plan: Any) -> None:
     plain, packed = (
         next(
-            kind
-            for kind in plan("pro_dpo", limit=0, frozen=how).weights
-            if kind.part == "transformer"
+            group
+            for group in plan("pro_dpo", limit=0, frozen=how).weights
+            if group.part == "transformer"
         )
         for how in ("bfloat16", "fp8")
     )
-    assert (plain.held, packed.held) == ("bfloat16", "fp8")
-    assert plain.number == packed.number
+    assert (plain.storage, packed.storage) == ("bfloat16", "fp8")
+    assert plain.count == packed.count
     assert 0.5 < packed.bytes / plain.bytes < 0.6
 
 
@@ -160,10 +160,10 @@ def test_offloaded_blocks_wait_elsewhere(setup: Setup, plan: Any) -> None:
     parts = Parts(make_config(setup, "pro_dpo"), weights=False)
     models = [parts.frozen(name) for name in ("transformer", "controlnet")]
     sizes = [[sum(w.nbytes for w in block.parameters()) for block in blocks(m)] for m in models]
-    assert far.waiting == sum(map(sum, sizes))
+    assert far.offloaded_bytes == sum(map(sum, sizes))
     visiting = max(sizes[0]) + max(sizes[1]) + max(sizes[0] + sizes[1])
     all_of_it, some = (p.phases["training"]["frozen weights"] for p in (near, far))
-    assert some == all_of_it - far.waiting + visiting
+    assert some == all_of_it - far.offloaded_bytes + visiting
 
 
 def test_offloading_brings_checkpointing(plan: Any) -> None:
@@ -189,7 +189,7 @@ def test_shards_keep_whole_gradients_between_micro_batches(plan: Any) -> None:
 
 def test_distillation_alone_needs_neither_flux_nor_vae(plan: Any) -> None:
     alone = plan("basic_color", loss="distill")
-    assert {kind.part for kind in alone.weights} == {"image_embedder"}
+    assert {group.part for group in alone.weights} == {"image_embedder"}
     assert [*alone.phases] == ["training"]
 
 
@@ -201,7 +201,7 @@ def test_a_plan_reads_no_weights(
     config = make_config(setup, "pro_dpo", base=base, output=tmp_path / "run")
     print_plan(config, ProDpoStage)
     printed = capsys.readouterr().out
-    for expected in ("transformer, frozen", "transformer, learns", "activations", "peak"):
+    for expected in ("transformer, frozen", "transformer, trained", "activations", "peak"):
         assert expected in printed
     assert not config.output.exists()
 
@@ -218,8 +218,8 @@ def test_what_does_not_fit_is_refused_with_what_would(
     monkeypatch.setattr("training.plan.plan.REMEDIES", (needless, enough))
     memory = plan("basic_color", gradient_checkpointing=True).peak / GIB
     config = make_config(setup, "basic_color", memory=memory)
-    with pytest.raises(ColorFluxError, match="this takes") as refusal:
+    with pytest.raises(ColorFluxError, match="this needs") as refusal:
         print_plan(config, BasicColorStage)
     assert re.findall(r"--\w+ \w+", str(refusal.value)) == ["--gradient_checkpointing true"]
-    with pytest.raises(ColorFluxError, match="it needs a larger device"):
+    with pytest.raises(ColorFluxError, match="use a larger device"):
         print_plan(replace(config, memory=RESERVE / GIB), BasicColorStage)

@@ -120,7 +120,7 @@ def test_a_full_disk_leaves_the_old_one(tmp_path: Path, room: int) -> None:
 def test_what_cannot_fit_is_not_begun(tmp_path: Path) -> None:
     """Four terabytes."""
     large = {"weights": torch.empty(2**40, device="meta"), "step": 4}
-    with pytest.raises(ColorFluxError, match=r"it takes 4096.00 GiB, .* GiB are free"):
+    with pytest.raises(ColorFluxError, match=r"it needs 4096.00 GiB, .* GiB are free"):
         save_checkpoint(tmp_path, 4, large, keep=1)
     assert not contents(tmp_path)
 
@@ -165,7 +165,7 @@ def test_going_on_with_another_setting_is_refused(
     before = contents(tmp_path)
     with pytest.raises(ColorFluxError) as refusal:
         line_run(tmp_path, steps=6, resume=True, **changes)
-    assert str(refusal.value).startswith(f"--{key} is {changes[key]}, the run to be resumed has")
+    assert str(refusal.value).startswith(f"--{key} is {changes[key]}, but the run to resume has")
     assert contents(tmp_path) == before
 
 
@@ -188,7 +188,7 @@ def test_going_on_with_another_setting_of_a_stage_is_refused(
     setup: Setup, tmp_path: Path, name: str, key: str, changes: dict[str, Any]
 ) -> None:
     trained_stage(setup, name, tmp_path, steps=1)
-    with pytest.raises(ColorFluxError, match=f"--{key} is {changes[key]}, the run to be resumed"):
+    with pytest.raises(ColorFluxError, match=f"--{key} is {changes[key]}, but the run to resume"):
         trained_stage(setup, name, tmp_path, steps=2, resume=True, **changes)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.training.runs import Killed, Trained, contents, during_step, kill, trained_stage
 from tests.training.tiny_training import CANVAS, STAGES, VALIDATION, Setup
 from training.run.loop import train
-from training.run.sheets import LABEL, MAX_SIDE, grow_sheet, truncate_sheets
+from training.run.sheets import LABEL, MAX_SIDE, append_to_sheet, truncate_sheets
 from training.stage import Sheet
 
 ROWS = dict.fromkeys(STAGES, (1, 1)) | {"structure": (1, 2), "pro_dpo": (3, 1)}
@@ -69,7 +69,7 @@ def test_pictures_are_where_they_belong(tmp_path: Path) -> None:
     """Given ones above once, then each step's under its label, in the order of the steps."""
     flat = torch.ones(2, 3, 16, 16)
     for step in (10, 9, 100):
-        grow_sheet(tmp_path, Sheet([flat * 0.25], [flat * step / 100]), step)
+        append_to_sheet(tmp_path, Sheet([flat * 0.25], [flat * step / 100]), step)
     with Image.open(tmp_path / "samples.jpg") as sheet:
         band = 16 + LABEL
         levels = [sheet.getpixel((20, y)) for y in (8, *(band * n + 8 for n in (1, 2, 3)))]
@@ -86,7 +86,7 @@ def test_pictures_are_where_they_belong(tmp_path: Path) -> None:
 def test_a_long_sheet_is_made_smaller_until_it_fits(tmp_path: Path) -> None:
     tall = torch.zeros(1, 3, 3000, 300)
     for step in range(3):
-        grow_sheet(tmp_path, Sheet([tall], [tall]), step)
+        append_to_sheet(tmp_path, Sheet([tall], [tall]), step)
     with Image.open(tmp_path / "samples.jpg") as sheet:
         assert sheet.height == pytest.approx(MAX_SIDE, abs=4)
         assert sheet.height / sheet.width == pytest.approx((4 * 3000 + 3 * LABEL) / 300, rel=0.01)

@@ -16,7 +16,7 @@ from tests.training.runs import assert_same_end, during_step, metrics, saved_ste
 from tests.training.smallest import line_run, line_training
 from tests.training.tiny_training import CANVAS, Setup
 from training import basic_color
-from training.run.stopping import asked_to_stop
+from training.run.stopping import defer_signals
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -26,7 +26,9 @@ def test_the_step_that_is_running_is_ended_and_saved(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     training = during_step(line_training(), 2, lambda: signal.raise_signal(number))
-    with pytest.raises(KeyboardInterrupt, match="stopped after step 3 and saved; --resume goes on"):
+    with pytest.raises(
+        KeyboardInterrupt, match="stopped and saved after step 3; --resume continues"
+    ):
         line_run(tmp_path / "parted", training)
     assert saved_steps(tmp_path / "parted") == [3]
     line_run(tmp_path / "parted", resume=True)
@@ -41,9 +43,9 @@ def test_in_the_last_step_it_is_too_late(tmp_path: Path) -> None:
 
 def test_the_second_signal_is_obeyed_at_once() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), asked_to_stop() as request:
+    with pytest.raises(KeyboardInterrupt), defer_signals() as request:
         signal.raise_signal(signal.SIGTERM)
-        assert request.asked
+        assert request.received
         signal.raise_signal(signal.SIGINT)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
@@ -83,7 +85,7 @@ def test_a_command_ends_in_one_line(setup: Setup, tmp_path: Path, number: signal
     assert process.returncode == 130
     steps = len(metrics(parted))
     assert saved_steps(parted) == [steps]
-    said = f"stopped after step {steps} and saved; --resume goes on"
+    said = f"stopped and saved after step {steps}; --resume continues"
     assert errors.splitlines()[-1] == said
     assert "Traceback" not in errors
 
