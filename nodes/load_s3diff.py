@@ -80,15 +80,15 @@ def _paths(s3diff: str, sd_turbo: str) -> tuple[Path, Path]:
         _path(
             KIND,
             s3diff,
-            "python -m colorflux_core.s3diff.convert makes it of s3diff.pkl and de_net.pth, which "
-            "huggingface.co/zhangap/S3Diff has",
+            "create it with python -m colorflux_core.s3diff.convert from s3diff.pkl and de_net.pth "
+            "(huggingface.co/zhangap/S3Diff)",
         ),
-        _path(SD_TURBO_KIND, sd_turbo, "huggingface.co/stabilityai/sd-turbo has it"),
+        _path(SD_TURBO_KIND, sd_turbo, "download it from huggingface.co/stabilityai/sd-turbo"),
     )
 
 
 def _path(kind: str, name: str, source: str) -> Path:
     path = folder_paths.get_full_path(kind, name)
     if path is None:
-        raise ColorFluxError(f"Load S3Diff: there is no {name} in models/{kind}; {source}.")
+        raise ColorFluxError(f"Load S3Diff: models/{kind} has no {name}; {source}.")
     return Path(path)
