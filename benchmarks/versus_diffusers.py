@@ -77,9 +77,9 @@ def options(settings: Settings, noise: Tensor) -> dict[str, Any]:
 def ours(
     bundle: Bundle, scan: Image.Image, noise: Tensor, text_tokens: int
 ) -> Callable[[], Picture]:
-    told = options(bundle.settings, noise)
+    arguments = options(bundle.settings, noise)
     bundle.pipeline.set_progress_bar_config(disable=True)
-    return lambda: bundle.pipeline(scan, text_tokens=text_tokens, **told).images[0]
+    return lambda: bundle.pipeline(scan, text_tokens=text_tokens, **arguments).images[0]
 
 
 def stock(
@@ -89,7 +89,7 @@ def stock(
     import torch
     from diffusers import FluxControlNetPipeline, FluxPriorReduxPipeline
 
-    model, told = bundle.pipeline, options(bundle.settings, noise)
+    model, arguments = bundle.pipeline, options(bundle.settings, noise)
     redux = FluxPriorReduxPipeline(
         image_encoder=model.image_encoder,
         image_embedder=model.image_embedder,
@@ -119,7 +119,7 @@ def stock(
     def colorize() -> Picture:
         prompt = redux(scan, prompt_embeds=text.clone(), pooled_prompt_embeds=pooled.clone())
         return controlled(
-            **prompt, control_image=scan, height=scan.height, width=scan.width, **told
+            **prompt, control_image=scan, height=scan.height, width=scan.width, **arguments
         ).images[0]
 
     return colorize

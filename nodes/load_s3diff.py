@@ -90,5 +90,5 @@ def _paths(s3diff: str, sd_turbo: str) -> tuple[Path, Path]:
 def _path(kind: str, name: str, source: str) -> Path:
     path = folder_paths.get_full_path(kind, name)
     if path is None:
-        raise ColorFluxError(f"Load S3Diff: there is no {name} in models/{kind}; {source}.")
+        raise ColorFluxError(f"Load S3Diff: models/{kind} has no {name}; {source}.")
     return Path(path)

@@ -52,6 +52,8 @@ FADED = ("augmented", "real")
 
 
 class Table(NamedTuple):
+    """One table or figure of the paper."""
+
     sets: tuple[str, ...]
     """The benchmark sets of the paper's table."""
 

@@ -34,6 +34,8 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class BenchmarkSet:
+    """A named set of images; all methods are compared on the same images."""
+
     name: str
     items: tuple[Item, ...]
 

@@ -31,6 +31,8 @@ class NoReply(NoVerdict):
 
 
 class Backend(Protocol):
+    """A judge model. Equal ``model`` and ``settings`` must give equal replies."""
+
     @property
     def model(self) -> str:
         """The model's name, part of the cache key."""
@@ -39,7 +41,8 @@ class Backend(Protocol):
     def settings(self) -> Mapping[str, object]:
         """All other settings that affect the reply; also part of the cache key."""
 
-    def session(self) -> AbstractAsyncContextManager[Chat]: ...
+    def session(self) -> AbstractAsyncContextManager[Chat]:
+        """Open a connection for several conversations."""
 
 
 def load_image(path: Path, max_pixels: int) -> Image.Image:

@@ -11,6 +11,8 @@ from .template import Template
 
 @dataclass(frozen=True)
 class Judge:
+    """A judge, independent of the model that runs it."""
+
     name: str
 
     metrics: tuple[str, ...]

@@ -18,6 +18,7 @@ SCALE = "a number from 1 to 5 with two decimals, where 1 is a very poor and 5 an
 
 
 def rating_judge(name: str, metric: str, template: str, form: str) -> Judge:
+    """Create a judge that rates one image from 1 to 5; ``form`` is the reply format."""
     return Judge(
         name=name,
         metrics=(metric,),

@@ -36,6 +36,8 @@ class Case(NamedTuple):
 
 
 class Verdicts(NamedTuple):
+    """The outcome of a run of one judge."""
+
     scores: list[Score]
     """For each image of each set the method has results for; NaN without a verdict."""
 

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 
 class Encoder(NamedTuple):
+    """A vision model and the columns of its two metrics."""
+
     kind: str
     """The model type, such as ``clip``."""
 

@@ -157,6 +157,7 @@ def outlined(picture: Image.Image, box: Box) -> Image.Image:
 
 
 def jpeg(image: Image.Image, quality: int = 82) -> bytes:
+    """Encode an image as JPEG."""
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=quality, optimize=True)
     return encoded.getvalue()

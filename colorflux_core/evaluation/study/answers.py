@@ -25,6 +25,8 @@ CHOICES = frozenset((*get_args(Choice), UNDO))
 
 
 class Answer(NamedTuple):
+    """A participant's choice for one pair."""
+
     pair: Pair
     choice: Choice
 

@@ -55,6 +55,7 @@ def csv_row(rate: WinRate) -> list[object]:
 
 
 def markdown(study: Study, responses: Sequence[Response], rates: Sequence[WinRate]) -> str:
+    """Format results.md: win rates, strengths without a reference, and reliability checks."""
     answered: dict[str, list[Response]] = {}
     for one in responses:
         answered.setdefault(one.participant, []).append(one)
@@ -106,16 +107,17 @@ def markdown(study: Study, responses: Sequence[Response], rates: Sequence[WinRat
 
 
 def checks(responses: Sequence[Response]) -> Iterable[str]:
+    """Yield Markdown lines on position bias and agreement between participants."""
     left, decided = position_bias(responses)
     yield (
         f"- Position bias: the left image was chosen in {share(left, decided)} of the answers"
         f" without ties ({between(wilson(left, decided))}); without a bias it is 50 %."
     )
-    same, asked = agreement(responses)
-    if asked:
+    same, compared = agreement(responses)
+    if compared:
         yield (
             "- Agreement: two participants gave the same answer to the same pair in"
-            f" {share(same, asked)} of {asked} cases."
+            f" {share(same, compared)} of {compared} cases."
         )
     yield ""
 
@@ -170,6 +172,7 @@ def bars(rates: Sequence[WinRate]) -> str:
 
 
 def bar(rate: WinRate, name: str, left: int, top: int) -> Iterable[str]:
+    """Yield the SVG elements of one bar."""
     height = ROW - 14
     middle, right = top + height / 2, left + BAR
 

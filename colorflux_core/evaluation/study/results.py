@@ -79,30 +79,30 @@ def win_rates(study: Study, responses: Sequence[Response]) -> list[WinRate]:
     Without a reference, also of each method against all others.
     """
     if study.reference is None:
-        asked = [*((method, "") for method in study.methods), *combinations(study.methods, 2)]
+        matchups = [*((method, "") for method in study.methods), *combinations(study.methods, 2)]
     else:
-        asked = [(study.reference, other) for other in study.methods if other != study.reference]
+        matchups = [(study.reference, other) for other in study.methods if other != study.reference]
     sets = list(dict.fromkeys(shown.set for shown in study.shown))
     rates = [
         win_rate(responses, set, method, opponent)
         for set in ["", *(sets if len(sets) > 1 else [])]
-        for method, opponent in asked
+        for method, opponent in matchups
     ]
     return [rate for rate in rates if rate is not None]
 
 
 def win_rate(responses: Sequence[Response], set: str, method: str, opponent: str) -> WinRate | None:
     """The win rate in one set, or in all if ``set`` is empty; None without answers."""
-    asked = [
+    scored = [
         (one, points(one.answer, method))
         for one in responses
         if method in one.answer.pair.matchup
         and (not opponent or opponent in one.answer.pair.matchup)
         and set in ("", one.answer.pair.set)
     ]
-    if not asked:
+    if not scored:
         return None
-    values = [value for _, value in asked]
+    values = [value for _, value in scored]
     return WinRate(
         set,
         method,
@@ -111,7 +111,7 @@ def win_rate(responses: Sequence[Response], set: str, method: str, opponent: str
         values.count(0.5),
         values.count(0.0),
         wilson(sum(values), len(values)),
-        two_way_bootstrap(asked),
+        two_way_bootstrap(scored),
     )
 
 
@@ -135,7 +135,7 @@ def wilson(successes: float, trials: int) -> Bounds:
     return Bounds(max(0.0, center - half), min(1.0, center + half))
 
 
-def two_way_bootstrap(asked: Sequence[tuple[Response, float]]) -> Bounds:
+def two_way_bootstrap(scored: Sequence[tuple[Response, float]]) -> Bounds:
     """Pigeonhole bootstrap (Owen 2007) of a win rate, resampling participants and photos.
 
     Uses the small-sample corrections of ``mean_interval``. It is conservative: for answers that
@@ -143,12 +143,12 @@ def two_way_bootstrap(asked: Sequence[tuple[Response, float]]) -> Bounds:
     are NaN if all answers are the same.
 
     Args:
-        asked: Answers with their points, from :func:`points`.
+        scored: Answers with their points, from :func:`points`.
     """
-    people, rows = np.unique([one.participant for one, _ in asked], return_inverse=True)
-    photos, columns = np.unique([one.answer.pair.image for one, _ in asked], return_inverse=True)
+    people, rows = np.unique([one.participant for one, _ in scored], return_inverse=True)
+    photos, columns = np.unique([one.answer.pair.image for one, _ in scored], return_inverse=True)
     total, times = np.zeros((2, len(people), len(photos)))
-    np.add.at(total, (rows, columns), [value for _, value in asked])
+    np.add.at(total, (rows, columns), [value for _, value in scored])
     np.add.at(times, (rows, columns), 1)
     drawn_people, drawn_photos = (
         bootstrap_counts(count, 0, stream) if count > 1 else np.ones((1, 1))

@@ -47,6 +47,8 @@ HEADERS = {
 
 
 class Reply(NamedTuple):
+    """The body of a successful response, its content type and its Cache-Control header."""
+
     content: bytes
     type: str
     cache: str = "no-store"
@@ -92,6 +94,7 @@ class StudyServer(ThreadingTCPServer):
 
     @property
     def url(self) -> str:
+        """The URL for participants, including the token if it is not loopback."""
         host, port = str(self.server_address[0]), self.server_address[1]
         if ip_address(host).is_unspecified:
             host = local_network_address()
@@ -110,6 +113,7 @@ class StudyServer(ThreadingTCPServer):
         return secrets.compare_digest(text.encode(), self.study.token.encode())
 
     def get(self, path: str, query: dict[str, list[str]]) -> Reply:
+        """Answer a GET request; raises Refused for an unknown path or a missing token."""
         match self.parts(path):
             case []:
                 return Reply(PAGE.read_bytes(), "text/html; charset=utf-8")
@@ -121,6 +125,7 @@ class StudyServer(ThreadingTCPServer):
         raise Refused(HTTPStatus.NOT_FOUND)
 
     def state(self, who: str) -> dict[str, Any]:
+        """A participant's state as the page needs it; the methods stay hidden."""
         name = checked_name(who)
         schedule = self.schedule(name)
         shown = [(pair, self.shown[pair.set, pair.image]) for pair in schedule]
@@ -135,6 +140,7 @@ class StudyServer(ThreadingTCPServer):
         }
 
     def post(self, path: str, token: str, body: bytes) -> Reply:
+        """Record an answer; raises Refused for an invalid request or token."""
         if self.parts(path) != ["answer"]:
             raise Refused(HTTPStatus.NOT_FOUND)
         if not self.is_token(token):
@@ -217,6 +223,7 @@ def as_json(content: Any) -> Reply:
 
 
 def checked_name(who: str) -> str:
+    """Normalize a participant's name; raises Refused if it is invalid."""
     try:
         return participant_name(who)
     except ColorFluxError as error:
