@@ -66,8 +66,8 @@ def changed(before: Weights, after: Weights) -> set[str]:
 
 def raw_batch(rows: Rows, count: int = 4) -> Batch:
     """The first rows, before anything random is drawn."""
-    places = [SampleIndex(row, row) for row in range(count)]
-    return next(load(rows, workers=0, batch_sampler=[places]))
+    indices = [SampleIndex(row, row) for row in range(count)]
+    return next(load(rows, workers=0, batch_sampler=[indices]))
 
 
 def fixed_batch(stage: Any, rows: Rows, count: int = 4) -> Batch:

@@ -50,11 +50,11 @@ class Line:
 
 def line_training(**columns: Column) -> Training:
     """``columns`` are other scales or kinks than 1."""
-    given: dict[str, Column] = {"x": lambda place: X[place.row], "scale": one, "kink": one}
+    given: dict[str, Column] = {"x": lambda index: X[index.row], "scale": one, "kink": one}
     return Training(Line(), Rows(PHOTOS, given | columns), [])
 
 
-def one(place: SampleIndex) -> Tensor:
+def one(index: SampleIndex) -> Tensor:
     return torch.tensor(1.0)
 
 

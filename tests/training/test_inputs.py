@@ -52,12 +52,12 @@ def test_structure_is_told_the_colors_by_the_color_photo(
     rows = setup.training("structure", config).rows
     photos = pixels(training_pictures(config, "structure"))
     color, monochrome = encoded(photos), encoded(gray(photos))
-    told = raw_batch(rows, len(rows))
+    inputs = raw_batch(rows, len(rows))
     assert len(rows) == TRAIN
-    assert same(told["latents"], color["latents"])
-    assert same(told["gray_latents"], monochrome["latents"])
-    assert same(told["color_tokens"], color["tokens"])
-    assert not same(told["color_tokens"], monochrome["tokens"])
+    assert same(inputs["latents"], color["latents"])
+    assert same(inputs["gray_latents"], monochrome["latents"])
+    assert same(inputs["color_tokens"], color["tokens"])
+    assert not same(inputs["color_tokens"], monochrome["tokens"])
 
 
 def test_basic_color_sees_the_gray_photo_of_colorful_ones(
@@ -67,12 +67,12 @@ def test_basic_color_sees_the_gray_photo_of_colorful_ones(
     rows = setup.training("basic_color", config).rows
     photos = pixels(training_pictures(config, "basic_color"))[:COLORFUL]
     color, monochrome = encoded(photos), encoded(gray(photos))
-    told = raw_batch(rows, len(rows))
+    inputs = raw_batch(rows, len(rows))
     assert len(rows) == COLORFUL
-    assert same(told["gray_input"], monochrome["tokens"])
-    assert same(told["color_tokens"], color["tokens"])
-    assert same(told["latents"], color["latents"])
-    assert same(told["gray_latents"], monochrome["latents"])
+    assert same(inputs["gray_input"], monochrome["tokens"])
+    assert same(inputs["color_tokens"], color["tokens"])
+    assert same(inputs["latents"], color["latents"])
+    assert same(inputs["gray_latents"], monochrome["latents"])
 
 
 def chosen(config: ProDpoConfig) -> list[Picture]:
@@ -93,15 +93,15 @@ def test_pro_dpo_pairs_photos_with_their_faded_selves(
     rows = setup.training("pro_dpo", config).rows
     faded = pixels([*losers(winners, config, "0"), *losers(winners, config, "1")])
     condition = encoded(gray(faded))
-    told = raw_batch(rows, len(rows))
+    inputs = raw_batch(rows, len(rows))
     half = len(rows) // 2
     assert half == len(winners)
-    assert same(told["winner"], encoded(pixels(winners * 2))["latents"])
-    assert same(told["loser"], encoded(faded)["latents"])
-    assert same(told["condition"], condition["latents"])
-    assert same(told["loser_tokens"], condition["tokens"])
-    assert not same(told["winner"], told["loser"])
-    assert same(told["winner"][:half], told["winner"][half:])
+    assert same(inputs["winner"], encoded(pixels(winners * 2))["latents"])
+    assert same(inputs["loser"], encoded(faded)["latents"])
+    assert same(inputs["condition"], condition["latents"])
+    assert same(inputs["loser_tokens"], condition["tokens"])
+    assert not same(inputs["winner"], inputs["loser"])
+    assert same(inputs["winner"][:half], inputs["winner"][half:])
     assert not any(map(torch.equal, faded[:half], faded[half:]))
 
 
@@ -112,14 +112,14 @@ def test_losers_made_in_the_step_are_told_like_kept_ones(
     stage, rows, _ = setup.training("pro_dpo", setup.config("pro_dpo", tmp_path, pairs=0))
     batch = raw_batch(rows)
     faded = batch["loser_pixels"]
-    told = stage.prepare_batch(batch, [torch.Generator() for _ in range(4)])
+    inputs = stage.prepare_batch(batch, [torch.Generator() for _ in range(4)])
     condition = encoded(gray(faded))
     assert faded.shape == (4, 3, CANVAS, CANVAS)
     assert not same(faded, pixels(winners[:4]))
-    assert same(told["winner"], encoded(pixels(winners[:4]))["latents"])
-    assert same(told["loser"], encoded(faded)["latents"])
-    assert same(told["condition"], condition["latents"])
-    assert same(told["loser_tokens"], condition["tokens"])
+    assert same(inputs["winner"], encoded(pixels(winners[:4]))["latents"])
+    assert same(inputs["loser"], encoded(faded)["latents"])
+    assert same(inputs["condition"], condition["latents"])
+    assert same(inputs["loser_tokens"], condition["tokens"])
 
 
 def test_photos_are_chosen_by_colorfulness_saturation_and_value(tmp_path: Path) -> None:

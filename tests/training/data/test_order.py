@@ -24,9 +24,9 @@ def batches(first: int, steps: int, seed: int = 3) -> list[list[SampleIndex]]:
 
 
 def test_every_pass_is_a_permutation_of_its_own() -> None:
-    order = [place for batch in batches(0, 14) for place in batch]
-    assert [place.position for place in order] == list(range(14 * BATCH))
-    passes = torch.tensor([place.row for place in order]).view(-1, ROWS)
+    order = [sample for batch in batches(0, 14) for sample in batch]
+    assert [sample.position for sample in order] == list(range(14 * BATCH))
+    passes = torch.tensor([sample.row for sample in order]).view(-1, ROWS)
     assert all(sorted(one.tolist()) == list(range(ROWS)) for one in passes)
     assert not any(torch.equal(one, other) for one, other in pairwise(passes))
 

@@ -182,9 +182,9 @@ def test_devices_share_what_is_sharded(plan: Any) -> None:
 
 def test_shards_keep_whole_gradients_between_micro_batches(plan: Any) -> None:
     between, at_once = (plan("structure", n, micro_batch=1, shard=True) for n in (2, 4))
-    whole = between.phases["training"]["trained weights"] * 2
-    assert between.phases["training"]["gradients"] == whole
-    assert at_once.phases["training"]["gradients"] <= whole // 4
+    full_size = between.phases["training"]["trained weights"] * 2
+    assert between.phases["training"]["gradients"] == full_size
+    assert at_once.phases["training"]["gradients"] <= full_size // 4
 
 
 def test_distillation_alone_needs_neither_flux_nor_vae(plan: Any) -> None:
