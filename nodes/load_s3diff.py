@@ -80,8 +80,8 @@ def _paths(s3diff: str, sd_turbo: str) -> tuple[Path, Path]:
         _path(
             KIND,
             s3diff,
-            "make it with python -m colorflux_core.s3diff.convert from s3diff.pkl and de_net.pth "
-            "of huggingface.co/zhangap/S3Diff",
+            "create it with python -m colorflux_core.s3diff.convert from s3diff.pkl and de_net.pth "
+            "(huggingface.co/zhangap/S3Diff)",
         ),
         _path(SD_TURBO_KIND, sd_turbo, "download it from huggingface.co/stabilityai/sd-turbo"),
     )

@@ -110,11 +110,11 @@ def _with_smaller_tile(options: Restoration) -> Restoration:
     """Options with half the tile size. Raises ColorFluxError at the smallest size."""
     if options.tile == SMALLEST_TILE:
         raise ColorFluxError(
-            f"S3Diff Restore: tile: there is not enough memory for the smallest, {SMALLEST_TILE}: "
+            f"S3Diff Restore: tile: not enough memory even for the smallest tile, {SMALLEST_TILE}: "
             "close other programs, or start ComfyUI with --cpu."
         )
     smaller = max(options.tile // 2 // MULTIPLE * MULTIPLE, SMALLEST_TILE)
-    logger.warning("S3Diff Restore: out of memory at tile %d, trying %d.", options.tile, smaller)
+    logger.warning("S3Diff Restore: out of memory with tile %d, trying %d.", options.tile, smaller)
     return replace(options, tile=smaller)
 
 
