@@ -1,6 +1,6 @@
 """A step of Pro-DPO by our stage and by a plain port of diffusers' Diffusion-DPO example.
 
-    python -m benchmarks.pro_dpo [--photos FOLDER] [--batch_size N] [--steps N]
+    python -m benchmarks.pro_dpo [--photos FOLDER] [--batch-size N] [--steps N]
 
 Both train a LoRA for nano from the same photos, fadings, noise and timesteps, on the CPU and in
 float32: once with losers that are kept, as the example's are, once with losers faded anew in every
@@ -308,7 +308,9 @@ def compare(ground: Ground, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--photos", type=Path, help="folder of photos (synthetic ones)")
-    parser.add_argument("--batch_size", type=int, default=8, help="pairs in a step (8)")
+    parser.add_argument(
+        "--batch-size", "--batch_size", type=int, default=8, help="pairs in a step (8)"
+    )
     parser.add_argument("--steps", type=int, default=12, help="optimizer steps (12)")
     args = parser.parse_args()
     threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())

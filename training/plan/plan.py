@@ -9,7 +9,7 @@ Calculated on top, since running it takes a GPU or several processes:
 - Several devices: with DDP each holds everything, and a second copy of the gradients to send. FSDP2
   (``--shard``) divides the trained model, gathers two of its blocks at a time, and keeps full
   gradients between micro-batches.
-- ``--compile_blocks`` is ignored: compiled blocks keep no more.
+- ``--compile-blocks`` is ignored: compiled blocks keep no more.
 - `RESERVE` is assumed, not measured.
 
 Photos are encoded and decoded one by one, which takes less than a step.
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from colorflux_core.bundles.components import DIFFUSERS_MODELS
+from colorflux_core.cli.flags import flag_of
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.model.velocity import Conditions, control_residuals, predict_velocity
 
@@ -312,7 +313,7 @@ def advice(
         without_it = peak(without)
         if without_it <= memory:  # Others, that came later, made it needless.
             changes, least = without, without_it
-    flags = " ".join(f"--{name} {str(value).lower()}" for name, value in changes.items())
+    flags = " ".join(f"{flag_of(name)} {str(value).lower()}" for name, value in changes.items())
     if least <= memory:
         return f"give {flags}, which takes {least / GIB:.1f}"
     with_all = f"with {flags} it still takes {least / GIB:.1f} or more; " if flags else ""

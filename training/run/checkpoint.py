@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from colorflux_core.cli.flags import flag_of
 from colorflux_core.errors import ColorFluxError
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,6 @@ def require_same(saved: State, config: State) -> None:
     for key in sorted(saved.keys() | config.keys()):
         if saved.get(key) != config.get(key):
             raise ColorFluxError(
-                f"--{key} is {config.get(key)}, the run to be resumed has {saved.get(key)}: give"
-                " that, or start again with another --output"
+                f"{flag_of(key)} is {config.get(key)}, the run to be resumed has {saved.get(key)}:"
+                " give that, or start again with another --output"
             )

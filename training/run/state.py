@@ -84,14 +84,14 @@ class RunState:
         elif not (math.isfinite(norm) or self.scaler):  # fp16's scaler skips such a step by itself.
             what = f"the gradient's norm is {norm}"
         elif ratio and abs(loss) > ratio * abs(usual):
-            what = f"the loss is {loss:.3g}, more than --max_loss_ratio {ratio:g} times its mean"
+            what = f"the loss is {loss:.3g}, more than --max-loss-ratio {ratio:g} times its mean"
         else:
             self.losses.append(loss)
             return
         names = ", ".join(sorted({photo.name for photo in photos}))
         raise ColorFluxError(
             f"{what} at step {step} on {names}; last good checkpoint: {newest(self.config.output)}."
-            " Look at these photos, or start again with a lower --learning_rate"
+            " Look at these photos, or start again with a lower --learning-rate"
         )
 
     @contextmanager
