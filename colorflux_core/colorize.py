@@ -18,7 +18,7 @@ from .cli.command_line import (
     run_program,
     work_through,
 )
-from .cli.flags import Parser, add_setting, given
+from .cli.flags import Parser, add_setting, flag_of, given
 from .model.settings import Settings
 from .photos.canvas import Canvas
 from .restore import ON_GPU as RESTORE_ON_GPU
@@ -132,7 +132,7 @@ def with_flags(settings: Settings, args: argparse.Namespace) -> Settings:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p = parser()
     args = p.parse_args(argv)
-    missing = [f"--{part.replace('_', '-')}" for part in PARTS if getattr(args, part) is None]
+    missing = [flag_of(part) for part in PARTS if getattr(args, part) is None]
     has_parts = args.lora is not None or len(missing) < len(PARTS)
     if has_parts and args.bundle is not None:
         p.error("--bundle is a complete model: omit it, or omit the flags for its parts")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from colorflux_core.cli.flags import flag_of
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.files import atomic_write
 
@@ -94,6 +95,6 @@ def require_same_settings(saved: State, config: State) -> None:
     for key in sorted(saved.keys() | config.keys()):
         if saved.get(key) != config.get(key):
             raise ColorFluxError(
-                f"--{key} is {config.get(key)}, but the run to resume has {saved.get(key)}: use"
+                f"{flag_of(key)} is {config.get(key)}, but the run to resume has {saved.get(key)}: use"
                 " that value, or start a new run with another --output"
             )
