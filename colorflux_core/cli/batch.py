@@ -25,6 +25,7 @@ from ..photos.photo import (
     load_photo,
     save_photo,
 )
+from ..photos.resize import Resizing
 
 Report = Callable[[str, int, int], None]
 """Progress callback: unit ("step" or "tile"), how many are done, how many there are."""
@@ -168,7 +169,7 @@ def tone_of(photo: Photo) -> Tone:
     """Whether a photo is gray, toned like sepia, or in color."""
     if photo.is_gray:
         return "gray"
-    return tone(Canvas("aspect", 256).resizing(photo.size).to_canvas(photo.pixels))
+    return tone(Resizing.onto(Canvas("aspect", 256), photo.size).to_canvas(photo.pixels))
 
 
 def _processed(photo: Photo, task: Task, report: Report) -> Tensor:

@@ -1,7 +1,8 @@
 """Rectified flow and the losses of the three stages: the paper's Eq. 1 to 6, in order.
 
-Latents are packed, (B, L, C); a timestep t is (B,) in [0, 1], 0 the photo and 1 pure noise. Squared
-norms are means over a row's dimensions, as in the public DPO code: beta = 1000 fits that only.
+Latents are packed, (B, L, C). Timesteps t are (B,) in [0, 1]: 0 is the photo, 1 is pure noise.
+Squared norms are means over a row's dimensions, as in the public DPO code, which beta = 1000
+assumes.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def sample_timesteps(
 ) -> Tensor:
     """(count,) timesteps in (0, 1).
 
-    The paper does not say how they are drawn; logit-normal(0, 1) is SD3's choice.
+    The paper does not specify the density; logit-normal(0, 1) is that of SD3.
     """
     if density == "uniform":
         return torch.rand(count, generator=generator)
@@ -58,10 +59,10 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 class PreferenceTerms(NamedTuple):
-    """Eq. 4 row by row; all (B,).
+    """The terms of Eq. 4 for each row; all (B,).
 
-    ``margin`` is how much more the policy gains on the winner than on the loser, beside the
-    reference; ``logit``, beta_t / 2 times that, is the argument of the log-sigmoid.
+    ``margin`` is the policy's improvement over the reference on the winner, minus that on the
+    loser; ``logit`` is beta_t / 2 times the margin, the argument of the log-sigmoid.
     """
 
     logit: Tensor
@@ -71,12 +72,12 @@ class PreferenceTerms(NamedTuple):
 
     @property
     def loss(self) -> Tensor:
-        """L_Diff-DPO (Eq. 4), a scalar; ln 2 while the policy is the reference."""
+        """L_Diff-DPO (Eq. 4), a scalar; ln 2 if the policy equals the reference."""
         return -F.logsigmoid(self.logit).mean()
 
     @property
     def implicit_accuracy(self) -> Tensor:
-        """The share of pairs that the policy, beside the reference, ranks as the data does.
+        """The fraction of pairs whose winner the policy, relative to the reference, prefers.
 
         A tie counts one half, so a policy equal to its reference has 0.5.
         """
@@ -84,7 +85,7 @@ class PreferenceTerms(NamedTuple):
 
 
 def beta_at(t: Tensor, beta: float, schedule: BetaSchedule) -> Tensor:
-    """beta_t of Eq. 4: the constant that the paper trains with, or beta (1 - t)^2."""
+    """beta_t of Eq. 4: constant, as in the paper, or beta (1 - t)^2."""
     return torch.full_like(t, beta) if schedule == "constant" else beta * (1 - t) ** 2
 
 
@@ -109,10 +110,9 @@ def preference_terms(
 def set_timesteps(
     scheduler: FlowMatchEulerDiscreteScheduler, steps: int, image_tokens: int, device: torch.device
 ) -> Tensor:
-    """Set FLUX's Euler schedule of ``steps`` steps, shifted for the image's token count.
+    """Set FLUX's Euler schedule, with the shift mu for the image's number of tokens.
 
-    Returns the timesteps (steps,) on the scheduler's scale of 1000. At 1024 x 1024 (4096 tokens) mu
-    is 1.15.
+    Returns the timesteps (steps,), scaled to 1000. For 1024 x 1024 pixels (4096 tokens) mu is 1.15.
     """
     config = scheduler.config
     slope = (config.max_shift - config.base_shift) / (

@@ -1,4 +1,4 @@
-"""Photo files to sRGB tensors and back, without losing what the file knew about the photo."""
+"""Photo files to sRGB tensors and back, with bit depth, EXIF data and resolution preserved."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _DECODING_ERRORS = (
     struct.error,
     zlib.error,
 )
-# What a photo's tags say of the photo, rather than of the file that held it.
+# Tags that describe the photo, not its original file.
 _KEPT_TAGS = {
     ExifTags.Base.ImageDescription,
     ExifTags.Base.Make,
@@ -88,15 +88,16 @@ _DROPPED_TAGS = {
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A photo as its file held it, upright, in sRGB.
+    """A photo read from a file: upright, in sRGB.
 
     Attributes:
-        pixels: (3, H, W), uint8, or uint16 for a source of 16 bits; one channel expanded to three
-            where the file is gray. Transparent parts lie on white.
-        is_gray: the file stored one channel; a color file may still look gray.
-        exif: an EXIF block for the output, without orientation, sizes and thumbnail; may be empty.
-        dpi: horizontal and vertical resolution, where the file states one.
-        format: of the file read, as Pillow names it.
+        path: The file.
+        pixels: (3, H, W), uint8, or uint16 for 16-bit files. Gray files have three equal channels;
+            transparent parts are on white.
+        is_gray: Whether the file has one channel; a color file may still look gray.
+        exif: EXIF block for the output, without orientation, sizes and thumbnail; may be empty.
+        dpi: Horizontal and vertical resolution, if the file has one.
+        format: Pillow's name of the file format.
     """
 
     path: Path
@@ -118,12 +119,12 @@ class Photo:
 
     @property
     def rgb(self) -> Tensor:
-        """(3, H, W), float32 in [0, 1]; made anew each time."""
+        """(3, H, W), float32 in [0, 1]; computed on each access."""
         return unit_range(self.pixels)
 
 
 def is_photo_file(path: Path) -> bool:
-    """Whether a folder run should try this path: by its suffix, hidden files left out."""
+    """Whether the path is a visible file with the suffix of a photo."""
     visible = not path.name.startswith(".")
     return visible and path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()
 
@@ -131,13 +132,13 @@ def is_photo_file(path: Path) -> bool:
 def load_photo(path: str | Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
     """Read a JPEG, PNG, TIFF (its first page) or WebP of 1, 8 or 16 bits.
 
-    Gray, palette, RGB and CMYK, with or without alpha; EXIF orientation is applied and an embedded
-    ICC profile converted to sRGB. 16 bits are kept for gray, RGB and RGBA; reduced to 8 are gray
-    with alpha, CMYK, TIFFs whose channels lie in planes, and color with a profile other than sRGB.
+    Gray, palette, RGB and CMYK, with or without alpha. EXIF orientation is applied, and embedded
+    ICC profiles are converted to sRGB. 16 bits are kept for gray, and for RGB and RGBA in sRGB. All
+    else of 16 bits is reduced to 8: gray with alpha, CMYK, planar TIFFs and other profiles.
 
     Raises:
-        ColorFluxError: when the file is missing, no photo, damaged, or larger than max_megapixels,
-            which is checked before anything is decoded.
+        ColorFluxError: when the file is missing, not a photo, damaged, or larger than
+            ``max_megapixels``, which is checked before decoding.
     """
     path = Path(path)
     with _opened(path, max_megapixels) as image:
@@ -160,16 +161,16 @@ def load_photo(path: str | Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> P
 
 @contextmanager
 def _opened(path: Path, max_megapixels: float) -> Iterator[ImageFile.ImageFile]:
-    """The image of a file, header read, samples not; every failure while it is open is told."""
+    """Open an image without decoding it; errors while it is open become a ColorFluxError."""
     try:
         if path.is_file() and path.stat().st_size == 0:
-            raise ColorFluxError(f"{path} is an empty file: get the photo anew.")
+            raise ColorFluxError(f"{path} is an empty file: copy the photo again.")
         with _without_pillows_limit(), Image.open(path, formats=_FORMATS_READ) as image:
             width, height = image.size
             if width * height > max_megapixels * 1e6:
                 raise ColorFluxError(
                     f"{path} has {width}x{height} pixels, {width * height / 1e6:.0f} "
-                    f"megapixels: allow that many with --max-megapixels."
+                    f"megapixels: raise the limit with --max-megapixels."
                 )
             yield image
     except FileNotFoundError as error:
@@ -178,21 +179,21 @@ def _opened(path: Path, max_megapixels: float) -> Iterator[ImageFile.ImageFile]:
         raise ColorFluxError(f"{path} is a folder, not a photo.") from error
     except UnidentifiedImageError as error:
         raise ColorFluxError(
-            f"{path} is not a photo, or its beginning is damaged: JPEG, PNG, TIFF and WebP files "
+            f"{path} is not a photo, or its header is damaged: JPEG, PNG, TIFF and WebP files "
             f"can be read."
         ) from error
     except MemoryError as error:
-        raise ColorFluxError(f"{path} does not fit into memory: make it smaller.") from error
+        raise ColorFluxError(f"{path} does not fit into memory: reduce its size.") from error
     except _DECODING_ERRORS as error:
         raise ColorFluxError(
-            f"{path} cannot be read ({error}): it is damaged or incomplete, or of a kind that is "
-            f"not supported. Get or save the photo anew, as PNG for example."
+            f"{path} cannot be read ({error}): it is damaged, incomplete or not supported. "
+            f"Copy the photo again, or save it as PNG."
         ) from error
 
 
 @contextmanager
 def _without_pillows_limit() -> Iterator[None]:
-    """Pillow's limit on pixels is the whole process's, so one thread at a time may lift it."""
+    """Disable Pillow's limit on pixels; it is global, so only one thread at a time may do so."""
     with _PILLOWS_LIMIT:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -224,7 +225,7 @@ def _on_white(samples: NDArray[np.uint16]) -> NDArray[np.uint16]:
 def _deep_gray(image: Image.Image, profile: bytes | None) -> NDArray[np.uint16]:
     samples = np.asarray(image).clip(0, 65535).astype(np.uint16)
     if getattr(image, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
-        samples = 65535 - samples  # white is zero: Pillow inverts this in 8 bits only
+        samples = 65535 - samples  # White is zero, which Pillow inverts only in 8 bits.
     if profile:
         ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
         curve = np.asarray(_to_srgb(ramp, profile).convert("L"))[0] * 257.0
@@ -234,7 +235,7 @@ def _deep_gray(image: Image.Image, profile: bytes | None) -> NDArray[np.uint16]:
 
 
 def _to_8_bits(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Gray (L) or RGB, in sRGB and on white."""
+    """Convert to gray (L) or RGB, in sRGB and on white."""
     if image.mode == "F":
         raise ValueError("floating-point samples")
     alpha = None
@@ -255,7 +256,7 @@ def _to_8_bits(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _foreign_profile(image: Image.Image) -> bytes | None:
-    """The embedded profile, unless it is sRGB already."""
+    """The embedded profile, unless it is sRGB."""
     profile: bytes | None = image.info.get("icc_profile")
     if not profile:
         return None
@@ -269,7 +270,7 @@ def _foreign_profile(image: Image.Image) -> bytes | None:
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """L, RGB or CMYK seen through the profile; as it is where the profile does not fit."""
+    """Convert L, RGB or CMYK from the profile to sRGB; unchanged if the profile does not fit."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         target = ImageCms.ImageCmsProfile(io.BytesIO(_srgb_profile()))
@@ -287,7 +288,7 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 @functools.cache
 def _srgb_profile() -> bytes:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    # Created on no particular day: the same photo gives the same file.
+    # A fixed creation date, so that the same photo gives the same file.
     return profile[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + profile[36:]
 
 
@@ -317,11 +318,10 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
 
 
 def save_photo(path: str | Path, rgb: Tensor, like: Photo | None = None) -> None:
-    """Write an sRGB photo (3, H, W) in [0, 1] in the format that the suffix of the path names.
+    """Write an sRGB photo (3, H, W) in [0, 1] atomically, in the format of the path's suffix.
 
-    With ``like``, the photo it was made from, its EXIF block and its size on paper are kept, and
-    its 16 bits where the format can hold them (PNG, TIFF). JPEG is written at quality 95, 4:4:4.
-    The file appears whole or not at all; one that was there before stays until then.
+    ``like`` is the original photo: its EXIF block and print size are kept, and 16 bits if the
+    format supports them (PNG, TIFF). JPEG is written at quality 95, 4:4:4.
 
     Raises:
         ColorFluxError: for a suffix that is not in ``PHOTO_SUFFIXES``, or when the file cannot be
@@ -345,7 +345,7 @@ def save_photo(path: str | Path, rgb: Tensor, like: Photo | None = None) -> None
             write = write_png if file_format == "PNG" else write_tiff
             write(file, _samples(rgb, np.uint16), **metadata)
         else:
-            # In memory first: Pillow's own writing to a file tells no reason when it fails.
+            # Encode in memory: Pillow gives no reason when it cannot write to a file.
             encoded = io.BytesIO()
             image = Image.fromarray(_samples(rgb, np.uint8))
             image.save(encoded, file_format, **_ENCODING[file_format], **metadata)
@@ -353,7 +353,7 @@ def save_photo(path: str | Path, rgb: Tensor, like: Photo | None = None) -> None
 
 
 def _samples(rgb: Tensor, dtype: type[np.unsignedinteger[Any]]) -> NDArray[Any]:
-    """(3, H, W) in [0, 1] as (H, W, 3), a channel at a time for the sake of large scans."""
+    """(3, H, W) in [0, 1] as (H, W, 3), channel by channel to save memory on large scans."""
     top = np.iinfo(dtype).max
     channels = [(channel.clamp(0, 1) * top).round().cpu().numpy().astype(dtype) for channel in rgb]
     return np.stack(channels, axis=-1)

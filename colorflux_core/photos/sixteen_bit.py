@@ -1,4 +1,4 @@
-"""What Pillow lacks for color scans of 16 bits: their low bytes, and files that keep them."""
+"""16-bit color, which Pillow lacks: reading the low bytes, and writing PNG and TIFF files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "
 
 
 def is_deep_color(image: ImageFile.ImageFile) -> bool:
-    """Whether an image just opened holds 16-bit RGB or RGBA, of which Pillow keeps the high bytes.
+    """Whether a newly opened image is 16-bit RGB or RGBA, of which Pillow reads the high bytes.
 
-    False also where the samples come in planes, which Pillow reads in 8 bits only.
+    False for planar samples, which Pillow reads only in 8 bits.
     """
     rawmodes = {_rawmode(tile) for tile in image.tile}
     return bool(rawmodes) and rawmodes <= {
@@ -26,7 +26,7 @@ def is_deep_color(image: ImageFile.ImageFile) -> bool:
 
 
 def turn_byte_order(image: ImageFile.ImageFile) -> None:
-    """Make Pillow take the low bytes for the high ones when it comes to load the samples."""
+    """Swap the byte order of the samples, so that Pillow loads the low bytes."""
     image.tile = [_turned(tile) for tile in image.tile]
 
 

@@ -95,6 +95,6 @@ def require_same_settings(saved: State, config: State) -> None:
     for key in sorted(saved.keys() | config.keys()):
         if saved.get(key) != config.get(key):
             raise ColorFluxError(
-                f"{flag_of(key)} is {config.get(key)}, but the run to resume has {saved.get(key)}: use"
-                " that value, or start a new run with another --output"
+                f"{flag_of(key)} is {config.get(key)}, but the run to resume has {saved.get(key)}:"
+                " use that value, or start a new run with another --output"
             )
