@@ -21,7 +21,7 @@ from .cli.command_line import (
 from .cli.flags import Parser, add_setting, flag_of, given
 from .model.settings import Settings
 from .photos.canvas import Canvas
-from .restore import ON_GPU as RESTORE_ON_GPU
+from .restore import GPU_DTYPE as RESTORE_GPU_DTYPE
 from .s3diff.options import Restoration
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PROG = "colorize"
 PARTS = ("transformer", "vae", "image_encoder", "redux", "controlnet")
-ON_GPU = "bfloat16"
+GPU_DTYPE = "bfloat16"
 
 BUNDLES_OWN = "the bundle's"
 
@@ -113,7 +113,7 @@ def parser() -> Parser:
     model.add_argument("--redux", type=Path, metavar="PATH", help="Redux")
     model.add_argument("--controlnet", type=Path, metavar="PATH", help="a gray or union ControlNet")
     model.add_argument("--lora", type=Path, metavar="FILE", help="the Pro-DPO LoRA (optional)")
-    add_device(model, ON_GPU)
+    add_device(model, GPU_DTYPE)
     return p
 
 
@@ -157,19 +157,19 @@ def _colorize(args: argparse.Namespace) -> int:
         reference = None
         if args.reference is not None:
             reference = load_photo(args.reference, max_megapixels=max_megapixels).pixels
-        cleaned = _cleaner(args, cleaning)
+        clean = _cleaner(args, cleaning)
         bundle = _load(args)
         settings = with_flags(bundle.settings, args)
 
-        def in_color(photo: Photo, report: Report) -> Tensor:
-            pixels, on_step = cleaned(photo, report), partial(report, "step")
+        def colorize_photo(photo: Photo, report: Report) -> Tensor:
+            pixels, on_step = clean(photo, report), partial(report, "step")
             return colorize(bundle.pipeline, pixels, settings, reference, on_step)
 
         def remark(photo: Photo) -> str:
             return ", was in color, now colorized from gray" if tone_of(photo) == "color" else ""
 
         flags = "--canvas-pixels" if args.restore is None else "--canvas-pixels or --restore-tile"
-        return Task(in_color, "colorized", flags, remark)
+        return Task(colorize_photo, "colorized", flags, remark)
 
     return work_through(PROG, args, load)
 
@@ -181,23 +181,23 @@ def _cleaner(args: argparse.Namespace, how: Restoration) -> Work:
     from .s3diff.checkpoint import load_s3diff
     from .s3diff.restorer import restore
 
-    device, dtype = device_and_dtype(args, RESTORE_ON_GPU)
+    device, dtype = device_and_dtype(args, RESTORE_GPU_DTYPE)
     model = load_s3diff(args.restore, args.sd_turbo, dtype=dtype)
 
-    def cleaned(photo: Photo, report: Report) -> Tensor:
+    def clean(photo: Photo, report: Report) -> Tensor:
         model.to(device)
         try:
             return restore(model, photo.pixels[None], how, partial(report, "tile"))[0]
         finally:
             model.to("cpu")
 
-    return cleaned
+    return clean
 
 
 def _load(args: argparse.Namespace) -> Bundle:
     from .bundles.bundle import assemble, load_bundle
 
-    device, dtype = device_and_dtype(args, ON_GPU)
+    device, dtype = device_and_dtype(args, GPU_DTYPE)
     if args.has_parts:
         bundle = assemble(
             transformer=args.transformer,

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from .errors import ColorFluxError
 
-ROOM_OR_OUTPUT = "make room or choose another output with -o"
+ROOM_OR_OUTPUT = "make room or choose another output"
 WRITE_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
 """What Python, Pillow, torch and safetensors raise when a file cannot be written."""
 

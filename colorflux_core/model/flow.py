@@ -1,8 +1,8 @@
-"""Rectified flow and the losses of the three stages: the paper's Eq. 1 to 6, in order.
+"""Rectified flow and the losses: Eq. 1, 2, 4 and 5 of the paper.
 
 Latents are packed, (B, L, C). Timesteps t are (B,) in [0, 1]: 0 is the photo, 1 is pure noise.
-Squared norms are means over a row's dimensions, as in the public DPO code, which beta = 1000
-assumes.
+Squared norms are means over a row's dimensions, as in the public Diffusion-DPO code. beta = 1000
+presupposes this: with sums, the sigmoid would saturate. Eq. 6 is in ``training/basic_color.py``.
 """
 
 from __future__ import annotations
@@ -90,20 +90,24 @@ def beta_at(t: Tensor, beta: float, schedule: BetaSchedule) -> Tensor:
 
 
 def preference_terms(
-    policy_winner: Tensor,
-    policy_loser: Tensor,
-    reference_winner: Tensor,
-    reference_loser: Tensor,
-    winner_velocity: Tensor,
-    loser_velocity: Tensor,
+    policy: Tensor,
+    reference: Tensor,
+    velocity: Tensor,
     beta_t: Tensor,
 ) -> PreferenceTerms:
-    """Diffusion-DPO on velocities (Eq. 4). The six predictions and targets are (B, L, C)."""
-    winner_error = squared_error(policy_winner, winner_velocity)
-    loser_error = squared_error(policy_loser, loser_velocity)
-    winner_gain = winner_error - squared_error(reference_winner, winner_velocity)
-    loser_gain = loser_error - squared_error(reference_loser, loser_velocity)
-    margin = loser_gain - winner_gain
+    """Diffusion-DPO on velocities (Eq. 4), for pairs stacked in one batch, winners first.
+
+    Args:
+        policy: Velocities that the policy predicts (2B, L, C).
+        reference: Velocities that the reference predicts (2B, L, C).
+        velocity: The targets eps - x_0 (2B, L, C).
+        beta_t: (B,).
+    """
+    error = squared_error(policy, velocity)
+    change = error - squared_error(reference, velocity)  # Negative where the policy is better.
+    winner_error, loser_error = error.chunk(2)
+    winner_change, loser_change = change.chunk(2)
+    margin = loser_change - winner_change
     return PreferenceTerms(beta_t / 2 * margin, margin, winner_error, loser_error)
 
 

@@ -42,12 +42,13 @@ class Canvas(Options):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         explicit = self._explicit_size()
         if self.mode not in ("square", "aspect") and explicit is None:
             raise ColorFluxError(
                 f"The canvas must be square, aspect or WIDTHxHEIGHT, not {self.mode!r}: set canvas."
             )
-        for side in explicit or (self.pixels,):
+        for side in explicit or ():
             if side < MULTIPLE or side % MULTIPLE:
                 raise ColorFluxError(
                     f"The canvas has a side of {side} pixels: set canvas to multiples of "

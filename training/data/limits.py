@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from colorflux_core.cli.flags import flag_of
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.options import setting
+from colorflux_core.options import Options, setting
 
-from ..config import DATA, Config
+from ..config import DATA
 
 
 @dataclass
-class PhotoLimits(Config):
+class PhotoLimits(Options):
     """How colorful and how well exposed a photo must be. Structure training uses all photos.
 
     Raises ColorFluxError when a minimum is above its maximum.
