@@ -69,8 +69,8 @@ def parser() -> Parser:
     how.add_argument(
         "--mode",
         action="store_true",
-        help="encode the scan without random noise (the mode of the latent distribution), for a softer "
-        "picture",
+        help="encode the scan without random noise (the mode of the latent distribution), for a "
+        "softer picture",
     )
     add_setting(how, Restoration, "guidance")
     how.add_argument(

@@ -16,7 +16,7 @@ import torch
 
 from colorflux_core.cli.flags import described
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.options import settings
+from colorflux_core.options import Options, settings
 from tests.training.tiny_training import CANVAS, Setup
 from training import basic_color, pretrain, pro_dpo, structure
 from training.basic_color import BasicColorConfig
