@@ -113,7 +113,7 @@ def load_lora(
 ) -> None:
     """Attach the LoRA in `path` and activate it: W' = W + scale * B A.
 
-    Raises ColorFluxError in the same cases as `load_lora_state`, and if the file is for another model.
+    Raises ColorFluxError as `load_lora_state` does, and if the file is for another model.
     """
     state = load_lora_state(path)
     _matched_layers(state, transformer, path)  # Refuses a LoRA of another model.
