@@ -426,8 +426,8 @@ def test_it_can_be_interrupted() -> None:
         ({"prompt_embeds": torch.zeros(1, 3, 31)}, "prompt_embeds"),
         ({"pooled_prompt_embeds": torch.zeros(1, 15)}, "pooled_prompt_embeds"),
         ({"latents": torch.zeros(1, 7, 64)}, "latents"),
-        ({"output_type": "jpeg"}, "output_type has 'jpeg'"),
-        ({"callback_on_step_end_tensor_inputs": ["latents", "foo"]}, "tensor_inputs has 'foo'"),
+        ({"output_type": "jpeg"}, "output_type is 'jpeg'"),
+        ({"callback_on_step_end_tensor_inputs": ["latents", "foo"]}, "tensor_inputs is 'foo'"),
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value),
 )
