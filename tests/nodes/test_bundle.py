@@ -243,7 +243,7 @@ def change_config(bundle: Path, **values: Any) -> None:
     ("values", "words"),
     [
         ({"format_version": 99}, ("format_version 99", "update")),
-        ({"settings": {"canvas": {"pixels": 100}}}, ("settings", "100", "multiples of 16")),
+        ({"settings": {"canvas": {"pixels": 100}}}, ("settings", "100", "multiple of 16")),
         ({"settings": {"colour": 1}}, ("settings", "colour")),
         ({"settings": {"text_tokens": -1}}, ("settings", "text_tokens")),
         ({"lora": "gone.safetensors"}, ("Load ColorFLUX Bundle", "gone.safetensors")),
