@@ -92,6 +92,10 @@ def is_readable_suffix(suffix: str) -> bool:
     return suffix in PHOTO_SUFFIXES or _ONLY_READ.get(suffix) in formats()
 
 
+def readable_suffixes() -> list[str]:
+    return sorted(suffix for suffix in KNOWN_SUFFIXES if is_readable_suffix(suffix))
+
+
 def is_photo_file(path: Path) -> bool:
     """Whether a folder run should try this path: by its suffix, hidden files left out."""
     visible = not path.name.startswith(".")
