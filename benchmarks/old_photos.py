@@ -22,13 +22,14 @@ from colorflux_core.photos.color import colorfulness, grayscale, luminance
 from colorflux_core.photos.contact_sheet import below, beside
 from colorflux_core.photos.images import eight_bit
 from colorflux_core.photos.photo import load_photo
+from colorflux_core.photos.resize import Resizing
 
 PHOTOS = Path(__file__).parent.parent / "docs" / "photos" / "old"
 ROW_HEIGHT, PER_ROW, GAP = 300, 2, 8
 
 
 def small_luma(rgb: Tensor) -> Tensor:
-    small = Canvas("aspect", 256).resizing((rgb.shape[-2], rgb.shape[-1])).to_canvas(rgb)
+    small = Resizing.onto(Canvas("aspect", 256), (rgb.shape[-2], rgb.shape[-1])).to_canvas(rgb)
     return luminance(small).flatten()
 
 

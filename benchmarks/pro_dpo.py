@@ -1,6 +1,6 @@
 """Compare Pro-DPO steps of our stage with a plain port of diffusers' Diffusion-DPO example.
 
-    python -m benchmarks.pro_dpo [--photos FOLDER] [--batch_size N] [--steps N]
+    python -m benchmarks.pro_dpo [--photos FOLDER] [--batch-size N] [--steps N]
 
 Both train a LoRA for nano with the same photos, fading, noise and timesteps, on the CPU and in
 float32: once with fixed losers, as in the example, and once with losers faded in every step. Each
@@ -308,7 +308,9 @@ def compare(ground: Ground, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--photos", type=Path, help="folder of photos (synthetic ones)")
-    parser.add_argument("--batch_size", type=int, default=8, help="pairs in a step (8)")
+    parser.add_argument(
+        "--batch-size", "--batch_size", type=int, default=8, help="pairs in a step (8)"
+    )
     parser.add_argument("--steps", type=int, default=12, help="optimizer steps (12)")
     args = parser.parse_args()
     threads = os.environ.get("OMP_NUM_THREADS", os.cpu_count())

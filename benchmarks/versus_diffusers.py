@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from colorflux_core.photos.resize import Resizing
+
 # Keep the parent small: a child process inherits its parent's peak memory.
 if TYPE_CHECKING:
     from PIL import Image
@@ -147,7 +149,7 @@ def serve(
     loaded = load_bundle(bundle)
     tokens = loaded.settings.text_tokens if text_tokens is None else text_tokens
     pixels = load_photo(photo).pixels
-    resizing = loaded.settings.canvas.resizing((pixels.shape[1], pixels.shape[2]))
+    resizing = Resizing.onto(loaded.settings.canvas, (pixels.shape[1], pixels.shape[2]))
     gray = (grayscale(resizing.to_canvas(pixels)) * 255).round().byte()
     scan = Image.fromarray(gray.permute(1, 2, 0).numpy())
     noise = torch.randn(

@@ -18,10 +18,10 @@ from .cli.command_line import (
     run_program,
     work_through,
 )
-from .cli.flags import Parser, add_setting, given, named_path
+from .cli.flags import Parser, add_setting, flag_of, given, named_path
 from .model.settings import Settings
 from .photos.canvas import Canvas
-from .restore import ON_GPU as RESTORE_ON_GPU
+from .restore import GPU_DTYPE as RESTORE_GPU_DTYPE
 from .s3diff.options import Restoration
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PROG = "colorize"
 PARTS = ("transformer", "vae", "image_encoder", "redux", "controlnet")
-ON_GPU = "bfloat16"
+GPU_DTYPE = "bfloat16"
 
 BUNDLES_OWN = "the bundle's"
 
@@ -119,7 +119,7 @@ def parser() -> Parser:
     model.add_argument(
         "--lora", type=named_path, metavar="FILE", help="the Pro-DPO LoRA (optional)"
     )
-    add_device(model, ON_GPU)
+    add_device(model, GPU_DTYPE)
     return p
 
 
@@ -138,7 +138,7 @@ def with_flags(settings: Settings, args: argparse.Namespace) -> Settings:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p = parser()
     args = p.parse_args(argv)
-    missing = [f"--{part.replace('_', '-')}" for part in PARTS if getattr(args, part) is None]
+    missing = [flag_of(part) for part in PARTS if getattr(args, part) is None]
     has_parts = args.lora is not None or len(missing) < len(PARTS)
     if has_parts and args.bundle is not None:
         p.error("--bundle is a complete model: omit it, or omit the flags for its parts")
@@ -164,12 +164,12 @@ def _colorize(args: argparse.Namespace) -> int:
         reference = None
         if args.reference is not None:
             reference = load_photo(args.reference, max_megapixels=max_megapixels).pixels
-        cleaned = _cleaner(args, cleaning)
+        clean = _cleaner(args, cleaning)
         bundle = _load(args)
         settings = with_flags(bundle.settings, args)
 
-        def in_color(photo: Photo, report: Report) -> Tensor:
-            pixels, on_step = cleaned(photo, report), partial(report, "step")
+        def colorize_photo(photo: Photo, report: Report) -> Tensor:
+            pixels, on_step = clean(photo, report), partial(report, "step")
             return colorize(bundle.pipeline, pixels, settings, reference, on_step)
 
         def remark(photo: Photo) -> str:
@@ -193,17 +193,17 @@ def _cleaner(args: argparse.Namespace, how: Restoration) -> Work:
     from .s3diff.checkpoint import load_s3diff
     from .s3diff.restorer import restore
 
-    device, dtype = device_and_dtype(args, RESTORE_ON_GPU)
+    device, dtype = device_and_dtype(args, RESTORE_GPU_DTYPE)
     model = load_s3diff(args.restore, args.sd_turbo, dtype=dtype)
 
-    def cleaned(photo: Photo, report: Report) -> Tensor:
+    def clean(photo: Photo, report: Report) -> Tensor:
         model.to(device)
         try:
             return restore(model, photo.pixels[None], how, partial(report, "tile"))[0]
         finally:
             model.to("cpu")
 
-    return cleaned
+    return clean
 
 
 def _model_files(args: argparse.Namespace) -> dict[str, Path]:
@@ -218,7 +218,7 @@ def _model_files(args: argparse.Namespace) -> dict[str, Path]:
 def _load(args: argparse.Namespace) -> Bundle:
     from .bundles.bundle import assemble, load_bundle
 
-    device, dtype = device_and_dtype(args, ON_GPU)
+    device, dtype = device_and_dtype(args, GPU_DTYPE)
     if args.has_parts:
         bundle = assemble(
             transformer=args.transformer,

@@ -1,5 +1,5 @@
-"""The one exception that users are meant to read."""
+"""The exception for errors that users can fix."""
 
 
 class ColorFluxError(Exception):
-    """Says what went wrong, where, and which file, node or flag mends it."""
+    """Its message says what failed, on which file, and which file, node or flag fixes it."""

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,12 +17,7 @@ from safetensors import SafetensorError
 
 from .errors import ColorFluxError
 
-try:
-    import fcntl
-except ImportError:  # Windows, where a file that is open cannot be deleted.
-    fcntl = None  # type: ignore[assignment]
-
-ROOM_OR_OUTPUT = "make room or choose another output with -o"
+ROOM_OR_OUTPUT = "make room or choose another output"
 _NAME_BYTES = 200
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.part", re.DOTALL)
 
@@ -115,25 +111,31 @@ def _create_locked(path: Path) -> int:
     """Create the file; its lock lasts until the descriptor is closed, or the process ends."""
     while True:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-        if fcntl is None:
-            os.close(descriptor)  # Its replacement by the finished file needs it closed.
+        if sys.platform == "win32":  # The move needs the file closed there.
+            os.close(descriptor)
             return os.open(os.devnull, os.O_RDONLY)
         with suppress(OSError):  # Some network file systems have no locks.
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
         if path.exists():  # Else it was taken for stale before it was locked.
             return descriptor
         os.close(descriptor)
 
 
 def _is_locked(path: Path) -> bool:
-    if fcntl is None:
-        return False
     with path.open("rb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file.fileno())
         except OSError:
             return True
     return False
+
+
+def _lock(descriptor: int) -> None:
+    """Raises OSError when another process holds the lock. On Windows, open files are locked."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _mode(new_file: Path) -> int:

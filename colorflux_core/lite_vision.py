@@ -1,10 +1,9 @@
 """Nano's vision tower: EfficientNet-Lite0 behind SigLIP's interface.
 
-SigLIP so400m has 428 M parameters; nano needs ImageNet features from 3.4 M. The tower keeps what
-the visual prompt relies on: ``model(pixel_values=...).last_hidden_state`` is a sequence of image
-tokens, one for each 32 x 32 pixel cell. A token joins the features of five depths averaged over its
-cell (strides 2 to 32), the pooled features of the whole image, both standardized, and the cell's
-position.
+SigLIP so400m has 428 M parameters; this tower has 3.4 M. The visual prompt reads
+``model(pixel_values=...).last_hidden_state``, a sequence of image tokens, one for each cell of
+32 x 32 pixels. A token concatenates the features of five depths averaged over its cell (strides 2
+to 32), the pooled features of the image (both standardized) and the cell's position.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ LOCAL_CHANNELS = sum(STAGES[i].channels for i in TAPPED_STAGES)
 
 
 class LiteVisionConfig(PretrainedConfig):
-    """``position_octaves``: sines and cosines of the cell's position at 1/2, 1, 2, ... periods."""
+    """``position_octaves``: number of frequencies (1/2, 1, 2, ... periods) of the positions."""
 
     model_type = "colorflux_lite_vision"
 
@@ -61,7 +60,7 @@ class LiteVisionConfig(PretrainedConfig):
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution with TensorFlow's "same" padding: an odd pixel goes to the right or bottom."""
+    """TensorFlow's "same" padding: an odd pixel is added at the right or bottom."""
 
     def forward(self, x: Tensor) -> Tensor:
         overhang = [
@@ -73,7 +72,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter each channel alone, project; batch norms are folded into the convolutions."""
+    """Expansion, depthwise convolution and projection, with batch norms folded in."""
 
     def __init__(self, channels_in: int, stage: Stage, stride: int) -> None:
         super().__init__()
@@ -90,7 +89,7 @@ class InvertedResidual(nn.Module):
 
 
 class LiteVisionModel(PreTrainedModel):
-    """EfficientNet-Lite0 as a sequence of image tokens; usually frozen, Redux learns behind it."""
+    """EfficientNet-Lite0 with image tokens as its output; usually frozen while Redux is trained."""
 
     config_class = LiteVisionConfig
     main_input_name = "pixel_values"
@@ -113,7 +112,7 @@ class LiteVisionModel(PreTrainedModel):
         self.post_init()
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """Token features before standardizing, (B, cells, 1792)."""
+        """Token features before standardization, (B, cells, 1792)."""
         x = F.relu6(self.stem(pixel_values))
         taps = []
         for i, stage in enumerate(self.stages):
@@ -139,7 +138,7 @@ class LiteVisionModel(PreTrainedModel):
 
 
 def cell_positions(height: int, width: int, octaves: int) -> Tensor:
-    """Fourier features (1, height * width, 4 * octaves) of the cells' centres, row by row."""
+    """Fourier features (1, height * width, 4 * octaves) of the cell centres, in row-major order."""
     centres = [(torch.arange(n) + 0.5) / n for n in (height, width)]
     grid = torch.stack(torch.meshgrid(*centres, indexing="ij"), dim=-1).flatten(0, 1)
     phase = grid[..., None] * torch.pi * 2.0 ** torch.arange(octaves)

@@ -1,4 +1,4 @@
-"""Datasets read by worker processes."""
+"""Load datasets in worker processes."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ def load(
     on_start: Callable[[], None] | None = None,
     **options: Any,
 ) -> Iterator[Any]:
-    """The dataset's batches in order, read by ``workers`` processes; 0 reads in this one.
+    """Yield the dataset's batches in order, loaded by ``workers`` processes.
 
     Args:
         dataset: The samples.
-        workers: Number of processes.
-        on_start: Called first in each worker.
-        options: DataLoader's own.
+        workers: Number of processes; 0 loads in this process.
+        on_start: Called once at the start of each worker.
+        options: Further options of DataLoader.
 
     Raises:
-        ColorFluxError: as the dataset does, and when a worker is killed.
+        ColorFluxError: when the dataset raises one, or a worker is killed.
     """
     fault = ""
     try:
         yield from DataLoader(
             dataset, num_workers=workers, worker_init_fn=_WorkerStart(on_start), **options
         )
-    except ColorFluxError as error:  # From a worker, its text includes a traceback.
+    except ColorFluxError as error:  # The text includes the worker's traceback.
         fault = str(error).strip().rpartition("ColorFluxError: ")[2]
         error.__traceback__ = None  # It would keep the workers alive.
     except RuntimeError as error:
         if "DataLoader worker (pid" not in str(error):
             raise
         raise ColorFluxError(
-            f"a worker process was killed, perhaps for lack of memory: reduce --workers ({workers})"
+            f"a worker process was killed, perhaps out of memory: reduce --workers ({workers})"
         ) from error
     if fault:
         raise ColorFluxError(fault)
 
 
 class _WorkerStart:
-    """Leaves signals to the main process. A class, so that it can be pickled for spawn.
+    """Set up a worker so that the main process handles signals; a class, to be picklable for spawn.
 
-    Ctrl-C goes to the whole process group, so the worker leaves it; SIGTERM is how a DataLoader
-    ends its workers.
+    The worker leaves the process group, which receives Ctrl-C. SIGTERM keeps its default action,
+    since DataLoader stops its workers with it.
     """
 
     def __init__(self, then: Callable[[], None] | None) -> None:

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cli.command_line import (
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from .photos.photo import Photo
 
 PROG = "restore"
-ON_GPU = "float16"
+GPU_DTYPE = "float16"
 
 EXAMPLES = """\
 files to download from their authors:
@@ -69,7 +68,8 @@ def parser() -> Parser:
     how.add_argument(
         "--mode",
         action="store_true",
-        help="use the latents' mode, without noise, for a softer picture",
+        help="encode the scan without random noise (the mode of the latent distribution), for a "
+        "softer picture",
     )
     add_setting(how, Restoration, "guidance")
     how.add_argument(
@@ -91,7 +91,7 @@ def parser() -> Parser:
         metavar="PATH",
         help="SD-Turbo's diffusers folder, or sd_turbo.safetensors",
     )
-    add_device(model, ON_GPU)
+    add_device(model, GPU_DTYPE)
     return p
 
 
@@ -112,14 +112,14 @@ def _restore(args: argparse.Namespace) -> int:
         from .s3diff.restorer import restore
         from .s3diff.sd_turbo import NEGATIVE, POSITIVE
 
-        device, dtype = device_and_dtype(args, ON_GPU)
+        device, dtype = device_and_dtype(args, GPU_DTYPE)
         prompts = (
             POSITIVE if args.positive is None else args.positive,
             NEGATIVE if args.negative is None else args.negative,
         )
         model = load_s3diff(args.s3diff, args.sd_turbo, prompts, dtype).to(device)
 
-        def restored(photo: Photo, report: Report) -> Tensor:
+        def restore_photo(photo: Photo, report: Report) -> Tensor:
             gray = tone_of(photo) == "gray" if args.gray is None else args.gray
             on_tile = partial(report, "tile")
             return restore(model, photo.pixels[None], replace(how, gray=gray), on_tile)[0]
@@ -128,7 +128,7 @@ def _restore(args: argparse.Namespace) -> int:
         if not args.no_provenance:
             files = {"s3diff": args.s3diff, "sd_turbo": args.sd_turbo}
             made = provenance("restored", files, how)
-        return Task(restored, "restored", "--tile", provenance=made)
+        return Task(restore_photo, "restored", "--tile", provenance=made)
 
     return work_through(PROG, args, load)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..colorflux_core.photos.canvas import Canvas
 from ..colorflux_core.photos.color import grayscale
+from ..colorflux_core.photos.resize import Resizing
 from .layout import each_frame, from_image, to_image
 from .schema import from_setting, schema, tooltip
 
@@ -54,7 +55,7 @@ class PreparePhoto(io.ComfyNode):
     @classmethod
     def execute(cls, image: Tensor, canvas: str, pixels: int) -> io.NodeOutput:
         photos = from_image(image, "Prepare Photo: image")
-        resizing = Canvas(canvas, pixels).resizing((photos.shape[-2], photos.shape[-1]))
+        resizing = Resizing.onto(Canvas(canvas, pixels), (photos.shape[-2], photos.shape[-1]))
         gray = each_frame(
             lambda photo: to_image(grayscale(resizing.to_canvas(photo))),
             photos,

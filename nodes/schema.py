@@ -25,7 +25,8 @@ def from_setting(options: type[Options], name: str, **changes: Any) -> dict[str,
     ``changes`` are further arguments, and those that differ: ComfyUI's sliders need both limits.
     """
     setting = settings(options)[name]
-    allowed, number = setting.metadata["range"], type(setting.default)
+    allowed = setting.metadata["range"]
+    number: type[Any] = type(setting.default)
     limits = {"min": allowed.low, "max": allowed.high}
     return {
         "default": setting.default,

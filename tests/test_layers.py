@@ -20,6 +20,7 @@ ROOMS = {
         "errors",
         "digest",
         "files",
+        "options",
         "lite_vision",
         "loading",
         "photos",

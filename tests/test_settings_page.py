@@ -23,21 +23,22 @@ from training.pretrain import VisionConfig
 from training.pro_dpo import ProDpoConfig
 from training.structure import StructureConfig
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "settings.md"
 
 INTRODUCTION = """\
 # Settings
 
-All settings of the models and of training, with their defaults: those of the paper, if it gives one. As
-flags they are written with dashes, `--control-scale 0.8`; underscores are accepted too. This page is
-generated from the code: `python -m tests.test_settings_page > docs/settings.md`.
+All settings of the models and of training, with their defaults: the paper's, if it gives them. As
+flags they are written with dashes, `--control-scale 0.8`; underscores are accepted too.
+`python -m tests.test_settings_page > docs/settings.md` writes this page from the code.
 """
 
 SECTIONS: list[tuple[str, str, list[type[Options]], list[type[Options]]]] = [
     (
         "Colorization",
-        "Flags of `colorflux_core.colorize`, where the defaults are the bundle's; in Python, fields of"
-        " `Settings`. The canvas is `--canvas` and `--canvas-pixels`.",
+        "Flags of `colorflux_core.colorize`, where the bundle's own values are the defaults; in\n"
+        "Python, fields of `Settings`.",
         [Canvas, Settings],
         [],
     ),
@@ -57,10 +58,16 @@ SECTIONS: list[tuple[str, str, list[type[Options]], list[type[Options]]]] = [
 """Heading, text, the dataclasses that it is about, and those whose unchanged settings are known."""
 
 
+FLAGS: dict[tuple[type[Options], str], str] = {
+    (Canvas, "mode"): "canvas",
+    (Canvas, "pixels"): "canvas_pixels",
+}
+
+
 def page() -> str:
     parts = [INTRODUCTION]
     for heading, text, own, known in SECTIONS:
-        parts.append(f"## {heading}\n\n{text}\n\n" + table(own, known) + "\n")
+        parts.append(f"## {heading}\n\n{text}\n\n" + table(own, known))
     return "\n".join(parts)
 
 
@@ -74,9 +81,20 @@ def table(own: list[type[Options]], known: list[type[Options]]) -> str:
 
 def rows(options: type[Options]) -> list[list[str]]:
     return [
-        [f"`{name}`", shown(option.default), values(options, name), option.metadata["help"]]
+        [
+            f"`{FLAGS.get((options, name), name)}`",
+            default(option.default),
+            values(options, name),
+            option.metadata["help"],
+        ]
         for name, option in settings(options).items()
     ]
+
+
+def default(value: object) -> str:
+    if isinstance(value, Path) and value.is_relative_to(ROOT):
+        return value.relative_to(ROOT).as_posix()
+    return shown(value)
 
 
 def values(options: type[Options], name: str) -> str:

@@ -28,12 +28,12 @@ from colorflux_core.evaluation.benchmark.colorized import colorize_sets
 from colorflux_core.evaluation.benchmark.sets import BenchmarkSet, read_sets
 from colorflux_core.evaluation.rows import write_file
 from colorflux_core.model.settings import Settings
-from colorflux_core.options import inherit, setting
+from colorflux_core.options import Options, inherit, setting
 from colorflux_core.photos.canvas import Canvas
 
 from . import basic_color, pro_dpo, structure
 from .ablation.tables import ARMS, Arm, sets_for, write_tables
-from .config import DATA, MODEL, Config, LoopConfig, parse, read_recipe, recipe_flags
+from .config import DATA, MODEL, LoopConfig, parse, read_recipe, recipe_flags
 from .data.manifest import manifest_rows, read_manifest
 from .launch import run_command
 
@@ -45,7 +45,7 @@ PROVENANCE = "made-by.txt"
 
 
 @dataclass
-class AblationsConfig(Config):
+class AblationsConfig(Options):
     output: Path = setting(
         Path("runs/ablations"),
         "folder for runs, results and tables",

@@ -10,6 +10,7 @@ paper's.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import SiglipVisionModel
 
+from colorflux_core.bundles.components import SiglipImageProcessor
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.model.control import control_from_transformer
 from colorflux_core.model.flow import squared_error
@@ -35,14 +37,12 @@ from .data.pictures import (
     training_pictures,
 )
 from .data.rows import Batch, Column, Rows
-from .encode.encoding import color_statistics, latents, tokens
+from .encode.encoding import cached_latents, cached_tokens, color_statistics
 from .launch import plan_or_train, run_command
 from .models.artifact import save_model
-from .models.flow_stage import FlowStage, flow_error
-from .models.parts import Parts, PartsConfig, feature_extractor, pipeline
+from .models.flow_stage import FlowStage
+from .models.parts import Parts, PartsConfig, feature_extractor
 from .stage import Columns, Loss, Sheet, Training
-
-FLOAT = torch.float32
 
 
 @dataclass
@@ -100,9 +100,11 @@ class BasicColorStage(FlowStage):
 
     def __init__(self, config: BasicColorConfig, parts: Parts) -> None:
         super().__init__(config, parts)
-        trained = {"image_embedder": parts.load("image_embedder", config.initial_redux, FLOAT)}
+        trained = {
+            "image_embedder": parts.load("image_embedder", config.initial_redux, torch.float32)
+        }
         if config.train == "redux+siglip":
-            trained["image_encoder"] = parts.load("image_encoder", dtype=FLOAT)
+            trained["image_encoder"] = parts.load("image_encoder", dtype=torch.float32)
         if config.loss != "distill":
             transformer = parts.load("transformer")
             if config.train == "redux+controlnet":
@@ -118,15 +120,13 @@ class BasicColorStage(FlowStage):
             tower.head.requires_grad_(False)  # The tokens do not depend on the pooling head.
         self.trainable = nn.ModuleDict(self.models)
         self.pretrained = parts.frozen("image_embedder")
-
-    @property
-    def columns(self) -> Columns:  # type: ignore[override]
-        latents = ("latents", "gray_latents") if self.config.loss != "distill" else ()
-        gray_tokens = () if "image_encoder" in self.models else ("gray_input",)
-        return Columns(latents, (*gray_tokens, "color_tokens"))
+        self.columns = Columns(
+            latents=("latents", "gray_latents") if config.loss != "distill" else (),
+            tokens=("color_tokens",) if tower is not None else ("gray_input", "color_tokens"),
+        )
 
     def prepare_batch(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
-        """Add noise and timesteps; drop token channels if ``--token_dropout`` is set."""
+        """Add noise and timesteps; drop token channels if ``--token-dropout`` is set."""
         if self.config.token_dropout:
             tokens, keep = batch["gray_input"], 1 - self.config.token_dropout
             masks = [torch.rand(1, tokens.shape[2], generator=g) < keep for g in generators]
@@ -143,15 +143,7 @@ class BasicColorStage(FlowStage):
         distill = squared_error(c_v, color_prompt)
         if self.config.loss == "distill":
             return distill.mean(), {"distillation_loss": distill}
-        flow = flow_error(
-            self.transformer,
-            batch["latents"],
-            batch["noise"],
-            batch["t"],
-            self.conditions(c_v),
-            self.controlnet,
-            batch["gray_latents"],
-        )
+        flow = self.flow_error(batch, c_v, self.transformer, self.controlnet)
         total = flow if self.config.loss == "flow" else flow + self.config.alpha * distill
         return total.mean(), {"flow_loss": flow, "distillation_loss": distill}
 
@@ -174,13 +166,7 @@ class BasicColorStage(FlowStage):
             return None
         photos = unit_range(pixels(samples))
         models = {"transformer": self.transformer, "controlnet": self.controlnet, **self.models}
-        colorize = pipeline(self.parts, **models)
-        colorized = colorize(
-            photos,
-            text_tokens=self.config.text_tokens,
-            generator=torch.Generator().manual_seed(0),
-        ).images
-        return Sheet([photos], [colorized])
+        return Sheet([photos], [self.colorizer(**models)(photos)])
 
     def save(self, folder: Path) -> None:
         for name, model in self.models.items():
@@ -191,29 +177,31 @@ class BasicColorStage(FlowStage):
 class TowerPixels:
     """A column of `Rows`: each picture's pixels (3, S, S) as the vision tower expects them."""
 
-    config: PartsConfig
     pictures: list[Picture]
+    processor: SiglipImageProcessor
 
     def __call__(self, index: SampleIndex) -> Tensor:
         rgb = unit_range(self.pictures[index.row].pixels())
-        return preprocess(feature_extractor(self.config), rgb[None])[0]
+        return preprocess(self.processor, rgb[None])[0]
 
 
 def basic_color_training(config: BasicColorConfig) -> Training:
     """The stage, its rows and samples. Raises ColorFluxError if no photo is colorful enough."""
+    samples = sample_pictures(config, "basic_color")
     candidates, parts = training_pictures(config, "basic_color"), Parts(config)
     colorful = color_statistics(config, candidates)[:, 0] >= config.min_colorfulness
-    chosen = [p for p, enough in zip(candidates, colorful.tolist(), strict=True) if enough]
+    chosen = list(compress(candidates, colorful.tolist()))
     if not chosen:
         raise ColorFluxError(f"no photo reaches --min-colorfulness {config.min_colorfulness}")
     grays = gray_pictures(chosen)
-    tower_is_trained = config.train == "redux+siglip"
-    gray_input = TowerPixels(config, grays) if tower_is_trained else tokens(parts, grays)
-    columns: dict[str, Column] = {"gray_input": gray_input, "color_tokens": tokens(parts, chosen)}
+    columns: dict[str, Column] = {"color_tokens": cached_tokens(parts, chosen)}
+    if config.train == "redux+siglip":
+        columns["gray_input"] = TowerPixels(grays, feature_extractor(config))
+    else:
+        columns["gray_input"] = cached_tokens(parts, grays)
     if config.loss != "distill":
-        columns["latents"] = latents(parts, chosen)
-        columns["gray_latents"] = latents(parts, grays)
-    samples = sample_pictures(config, "basic_color")
+        columns["latents"] = cached_latents(parts, chosen)
+        columns["gray_latents"] = cached_latents(parts, grays)
     rows = Rows([picture.photo.file for picture in chosen], columns)
     return Training(BasicColorStage(config, parts), rows, samples)
 

@@ -7,7 +7,7 @@ The result is a diffusers folder with a colorflux.json.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,10 +15,10 @@ import torch
 
 from colorflux_core.bundles.bundle import assemble, save_bundle
 from colorflux_core.model.settings import Settings
-from colorflux_core.options import inherit, setting
+from colorflux_core.options import Options, inherit, setting
 from colorflux_core.photos.canvas import Canvas
 
-from .config import DATA, MODEL, Config, parse
+from .config import DATA, MODEL, parse
 from .data.manifest import manifest_rows
 from .launch import run_command
 from .models.parts import PartsConfig
@@ -28,7 +28,7 @@ DEFAULTS = "settings that users of the bundle get by default"
 
 
 @dataclass
-class BundleConfig(Config):
+class BundleConfig(Options):
     output: Path = setting(Path("bundle"), "folder for the bundle", metavar="FOLDER", group=OUTPUT)
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
         "float16", "precision of the stored weights", group=OUTPUT
@@ -63,7 +63,8 @@ def main(argv: list[str]) -> None:
         lora=config.lora,
         dtype=dtype,
     )
-    settings = Settings(
+    settings = replace(
+        bundle.settings,
         canvas=Canvas("square", config.canvas),
         guidance=config.guidance,
         text_tokens=config.text_tokens,

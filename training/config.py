@@ -14,7 +14,8 @@ import torch
 
 from colorflux_core.cli.flags import Parser, add_settings, given
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.options import Options, setting, settings
+from colorflux_core.options import Options, inherit, setting, settings
+from colorflux_core.photos.canvas import Canvas
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,9 +35,13 @@ HEADINGS = (DATA, MODEL, LOSS, OPTIMIZATION, MEMORY, OUTPUT, PLAN)
 EXIT_STATUS = """\
 exit status:
   0    done
-  2    an argument, a file or the device's memory prevents it; the last line names the reason
-  130  interrupted; the same command with --resume continues from the last checkpoint
+  2    failed: an invalid argument, an unusable file or too little memory; the last line says why
+  130  interrupted; {interrupted}
 """
+REPEAT = EXIT_STATUS.format(interrupted="run the same command again to continue")
+RESUME = EXIT_STATUS.format(
+    interrupted="the same command with --resume continues from the last checkpoint"
+)
 
 DEFAULTS = "defaults"
 """The table of a recipe that every command reads before its own."""
@@ -44,16 +49,11 @@ DEFAULTS = "defaults"
 MISSPELLED = 0.8
 """How similar, from 0 to 1, a recipe's default must be to a setting to count as misspelled."""
 
-AnyConfig = TypeVar("AnyConfig", bound="Config")
+AnyConfig = TypeVar("AnyConfig", bound=Options)
 
 
 @dataclass
-class Config(Options):
-    """The settings of a command in this package."""
-
-
-@dataclass
-class LoopConfig(Config):
+class LoopConfig(Options):
     """The settings that every stage's training loop needs."""
 
     manifest: Path = setting(
@@ -76,11 +76,8 @@ class LoopConfig(Config):
         group=DATA,
         may_change=True,
     )
-    canvas: int = setting(
-        1024,
-        "side in pixels of the square that photos are resized to",
-        low=16,
-        group=DATA,
+    canvas: int = inherit(
+        Canvas, "pixels", help="side in pixels of the square that photos are resized to", group=DATA
     )
     views: int = setting(
         1, "crops per photo; the first is the full photo, the others are random", low=1, group=DATA
@@ -117,7 +114,7 @@ class LoopConfig(Config):
     )
     weight_decay: float = setting(0.01, "weight decay of AdamW", low=0, group=OPTIMIZATION)
     max_grad_norm: float = setting(
-        1.0, "gradients are clipped to this norm", low=0, group=OPTIMIZATION
+        1.0, "gradients are clipped to this norm; 0 disables clipping", low=0, group=OPTIMIZATION
     )
     max_loss_ratio: float = setting(
         100.0,
@@ -235,7 +232,7 @@ def parse(
         prog.removeprefix("training."),
         "[--recipe FILE.toml[:TABLE]]... [--SETTING VALUE]...",
         sys.modules[config_class.__module__].__doc__ or "",
-        EXIT_STATUS,
+        RESUME if issubclass(config_class, LoopConfig) else REPEAT,
         package="training",
     )
     parser.add_argument(
@@ -289,8 +286,10 @@ def read_recipe(place: str, command: str) -> Recipe:
     tables = {name: value for name, value in content.items() if isinstance(value, dict)}
     if not tables and not table:
         return Recipe({}, content)
-    for name in content.keys() - tables.keys() if tables else ():
-        raise ColorFluxError(f"--recipe {file}: {name} is in no table: move it to [{DEFAULTS}]")
+    if tables and (stray := content.keys() - tables.keys()):
+        raise ColorFluxError(
+            f"--recipe {file}: {min(stray)} is in no table: move it to [{DEFAULTS}]"
+        )
     defaults = tables.pop(DEFAULTS, {})
     wanted = table or command
     if wanted not in tables:
@@ -301,7 +300,7 @@ def read_recipe(place: str, command: str) -> Recipe:
     return Recipe(defaults, tables[wanted])
 
 
-def known_settings(defaults: dict[str, Any], config_class: type[Config]) -> dict[str, Any]:
+def known_settings(defaults: dict[str, Any], config_class: type[Options]) -> dict[str, Any]:
     """The defaults that this command has; the others are for the file's other commands.
 
     Raises ColorFluxError for one that looks like a misspelled setting of this command.

@@ -16,7 +16,7 @@ from colorflux_core.errors import ColorFluxError
 from .models.parallel import devices
 from .models.parts import Parts, PartsConfig
 from .plan.plan import print_plan
-from .run.loop import train
+from .run.loop import require_startable, train
 from .stage import PlannedStage, Training
 
 StageConfig = TypeVar("StageConfig", bound=PartsConfig)
@@ -31,6 +31,7 @@ def plan_or_train(
     if config.plan:
         print_plan(config, make_stage)
     else:
+        require_startable(config)
         train(make_training(config), config)
         devices().destroy_process_group()
 

@@ -1,10 +1,10 @@
-"""Makes the manifest that all stages train from: ``python -m training.prepare``.
+"""Measure and filter photos, and write the manifest that all training stages read.
 
 The paper uses two sets of photos: LSDIR and the first 10,000 photos of FFHQ for the first two
 stages (7.1, 7.2), DIV2K and Flickr2K for Pro-DPO (7.3):
 
   python -m training.prepare LSDIR FFHQ=10000 -o data/base
-  python -m training.prepare DIV2K Flickr2K -o data/fine
+  python -m training.prepare DIV2K_train_HR Flickr2K_HR -o data/fine
 
 The output folder contains
 
@@ -12,11 +12,11 @@ The output folder contains
                       or no for each stage; pass it to training as --manifest data/base/photos.csv
   rejected.csv        every other file with the reason: broken, too small, the same picture as
                       another, not a photo
-  contact-sheet.jpg   some photos of each stage, and of each reason to leave photos out
-  measurements.jsonl  the measurements of every photo; a run that was stopped, or has other settings
-                      or more photos, measures only new and changed files
+  contact-sheet.jpg   examples for each stage and for each reason to exclude photos
+  measurements.jsonl  the measurements of all photos; a later run, after an interruption or with
+                      other settings or more photos, measures only new and changed files
 
-Photos are JPEG, PNG, TIFF and WebP files, in the folders and their subfolders.
+Photos are JPEG, PNG, TIFF and WebP files in the folders and their subfolders.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from colorflux_core.photos.color import unit_range
 from colorflux_core.photos.images import to_uint8
 from colorflux_core.photos.photo import save_photo
 
-from .config import EXIT_STATUS, MEMORY
+from .config import MEMORY, REPEAT
 from .launch import run_command
 from .photos.choose import STAGES, Accepted, Filters, Rejected, choose
 from .photos.files import list_files
@@ -134,7 +134,7 @@ def parse(argv: list[str]) -> tuple[list[str], Path, PrepareConfig]:
         "prepare",
         "FOLDER[=COUNT]... -o OUTPUT [--SETTING VALUE]...",
         __doc__,
-        EXIT_STATUS,
+        REPEAT,
         package="training",
     )
     parser.add_argument(

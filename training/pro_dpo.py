@@ -9,12 +9,16 @@ mild fading, starting from A's LoRA. The defaults are the paper's stage A; stage
 
   --initial-lora FOLDER_OF_A/pro_dpo.safetensors --fading-low 0.75 --fading-high 0.95
   --learning-rate 1e-5 --output FOLDER_OF_B
+
+The reference policy is FLUX without a LoRA in both stages; the paper does not say whether stage B's
+reference is stage A's result.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +27,7 @@ from torch import Tensor
 
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.model.flow import (
+    BetaSchedule,
     beta_at,
     preference_terms,
     sample_path,
@@ -45,11 +50,17 @@ from .data.pictures import (
     training_pictures,
 )
 from .data.rows import Batch, Column, Rows
-from .encode.encoding import color_statistics, latent_encoder, latents, token_encoder, tokens
+from .encode.encoding import (
+    cached_latents,
+    cached_tokens,
+    color_statistics,
+    latent_encoder,
+    token_encoder,
+)
 from .launch import plan_or_train, run_command
-from .models.flow_stage import FlowStage, flow_error
+from .models.flow_stage import FlowStage
 from .models.parallel import devices, gather_to_main
-from .models.parts import Parts, PartsConfig, pipeline
+from .models.parts import Parts, PartsConfig
 from .stage import Columns, Loss, Sheet, Training
 
 
@@ -66,7 +77,7 @@ class ProDpoConfig(PartsConfig, PhotoLimits):
     beta: float = setting(
         1000.0, "beta of Eq. 4, for errors that are means over dimensions", low=0, group=LOSS
     )
-    beta_schedule: Literal["constant", "time"] = setting(
+    beta_schedule: BetaSchedule = setting(
         "constant", "constant beta, or beta (1 - t)^2", group=LOSS
     )
     fading_low: float = setting(
@@ -83,7 +94,7 @@ class ProDpoConfig(PartsConfig, PhotoLimits):
         low=0,
         group=DATA,
     )
-    rank: int = setting(32, "rank of the LoRA", low=1, group=MODEL)
+    rank: int = setting(32, "rank of a new LoRA; --initial-lora keeps its own", low=1, group=MODEL)
     initial_lora: Path | None = setting(
         None, "LoRA to start from: stage A's, for stage B", metavar="FILE", group=MODEL
     )
@@ -101,7 +112,7 @@ class ProDpoStage(FlowStage):
 
     name = "pro_dpo"
     photo = "winner"
-    columns = Columns(latents=("winner", "loser", "condition"), tokens=("loser_tokens",))
+    columns = Columns(latents=("winner", "loser", "gray_latents"), tokens=("gray_tokens",))
     config: ProDpoConfig
 
     def __init__(self, config: ProDpoConfig, parts: Parts) -> None:
@@ -122,15 +133,15 @@ class ProDpoStage(FlowStage):
             grays = unit_range(gray(faded))
             batch = batch | {
                 "loser": self.encode_latents(unit_range(faded)).float(),
-                "condition": self.encode_latents(grays).float(),
-                "loser_tokens": self.encode_tokens(grays),
+                "gray_latents": self.encode_latents(grays).float(),
+                "gray_tokens": self.encode_tokens(grays),
             }
         return super().prepare_batch(batch, generators)
 
     def loss(self, batch: Batch) -> Loss:
         """L_Diff-DPO (Eq. 4), or L_FM (Eq. 2) with ``--loss sft``."""
         with torch.no_grad():
-            c_v = prompt_from_tokens(self.redux, batch["loser_tokens"])
+            c_v = prompt_from_tokens(self.redux, batch["gray_tokens"])
         return self.dpo(batch, c_v) if self.config.loss == "dpo" else self.sft(batch, c_v)
 
     def dpo(self, batch: Batch, c_v: Tensor) -> Loss:
@@ -141,30 +152,19 @@ class ProDpoStage(FlowStage):
         # x_t and the conditions, winners first.
         photos = torch.cat([batch["winner"], batch["loser"]])
         noise, t = batch["noise"].repeat(2, 1, 1), batch["t"].repeat(2)
-        condition = batch["condition"].repeat(2, 1, 1)
+        gray_latents = batch["gray_latents"].repeat(2, 1, 1)
         conditions = self.conditions(c_v.repeat(2, 1, 1))
         path = sample_path(photos, noise, t)
 
         # Velocities of the reference (LoRA disabled) and of the policy.
         with torch.no_grad():
-            residuals = control_residuals(self.controlnet, path.x_t, t, condition, conditions)
+            residuals = control_residuals(self.controlnet, path.x_t, t, gray_latents, conditions)
             with reference_policy(self.trainable):
                 reference = predict_velocity(self.trainable, path.x_t, t, conditions, residuals)
         policy = predict_velocity(self.trainable, path.x_t, t, conditions, residuals)
 
-        # Eq. 4 on the halves of the batch.
-        policy_winner, policy_loser = policy.chunk(2)
-        reference_winner, reference_loser = reference.chunk(2)
-        winner_velocity, loser_velocity = path.velocity.chunk(2)
-        terms = preference_terms(
-            policy_winner,
-            policy_loser,
-            reference_winner,
-            reference_loser,
-            winner_velocity,
-            loser_velocity,
-            beta_at(batch["t"], self.config.beta, self.config.beta_schedule),
-        )
+        beta_t = beta_at(batch["t"], self.config.beta, self.config.beta_schedule)
+        terms = preference_terms(policy, reference, path.velocity, beta_t)
         return terms.loss, {
             "dpo_loss": terms.loss,
             "implicit_accuracy": terms.implicit_accuracy,
@@ -175,38 +175,19 @@ class ProDpoStage(FlowStage):
         }
 
     def sft(self, batch: Batch, c_v: Tensor) -> Loss:
-        """L_FM (Eq. 2) on the winners, given the loser's condition."""
-        error = flow_error(
-            self.trainable,
-            batch["winner"],
-            batch["noise"],
-            batch["t"],
-            self.conditions(c_v),
-            self.controlnet,
-            batch["condition"],
-        )
+        """L_FM (Eq. 2) on the winners, conditioned on the gray losers."""
+        error = self.flow_error(batch, c_v, self.trainable, self.controlnet)
         return error.mean(), {"flow_loss": error}
 
     def sample(self, samples: list[Picture]) -> Sheet:
         """Rows of photos, faded photos, the reference's colorizations, and the policy's."""
         photos = unit_range(pixels(samples))
         faded = unit_range(pixels(losers(samples, self.config, "samples")))
-        colorize = pipeline(
-            self.parts,
-            transformer=self.trainable,
-            controlnet=self.controlnet,
-            image_embedder=self.redux,
+        colorize = self.colorizer(
+            transformer=self.trainable, controlnet=self.controlnet, image_embedder=self.redux
         )
-        reference, policy = (
-            colorize(
-                faded,
-                text_tokens=self.config.text_tokens,
-                lora_scale=scale,
-                generator=torch.Generator().manual_seed(0),
-            ).images
-            for scale in (0.0, 1.0)
-        )
-        return Sheet([photos, faded, reference], [policy])
+        reference = colorize(faded, lora_scale=0.0)
+        return Sheet([photos, faded, reference], [colorize(faded)])
 
     def save(self, folder: Path) -> None:
         weights = {
@@ -249,21 +230,21 @@ class FreshLosers:
 def preference_rows(winners: list[Picture], config: ProDpoConfig, parts: Parts) -> Rows:
     """Triplets (c, x_w, x_l); with ``--pairs 0``, c and x_l are encoded in each step instead."""
     pairs = winners * (config.pairs or 1)
-    columns: dict[str, Column] = {"winner": latents(parts, pairs)}
+    columns: dict[str, Column] = {"winner": cached_latents(parts, pairs)}
     if config.pairs:
         faded = [
             loser for pair in range(config.pairs) for loser in losers(winners, config, f"{pair}")
         ]
         grays = gray_pictures(faded)
-        columns["loser"] = latents(parts, faded)
-        columns["condition"] = latents(parts, grays)
-        columns["loser_tokens"] = tokens(parts, grays)
+        columns["loser"] = cached_latents(parts, faded)
+        columns["gray_latents"] = cached_latents(parts, grays)
+        columns["gray_tokens"] = cached_tokens(parts, grays)
     else:
         columns["loser_pixels"] = FreshLosers(winners, config)
     return Rows([picture.photo.file for picture in pairs], columns)
 
 
-def well_exposed(statistics: Tensor, config: ProDpoConfig) -> Tensor:
+def colorful_and_exposed(statistics: Tensor, config: ProDpoConfig) -> Tensor:
     """Which photos have chromatic diversity and proper exposure (7.3), as a mask (N,).
 
     ``statistics`` (N, 3) holds colorfulness, mean HSV saturation and mean HSV value.
@@ -279,14 +260,17 @@ def well_exposed(statistics: Tensor, config: ProDpoConfig) -> Tensor:
 
 
 def pro_dpo_training(config: ProDpoConfig) -> Training:
-    """The stage, its rows and samples. Raises ColorFluxError if no photo is well exposed."""
-    candidates, parts = training_pictures(config, "pro_dpo"), Parts(config)
-    usable = well_exposed(color_statistics(config, candidates), config)
-    winners = [p for p, is_usable in zip(candidates, usable.tolist(), strict=True) if is_usable]
-    if not winners:
-        raise ColorFluxError("no photo is within --min/max-saturation and --min/max-value")
-    rows = preference_rows(winners, config, parts)
+    """The stage, its rows and samples. Raises ColorFluxError if no photo can be used."""
     samples = sample_pictures(config, "pro_dpo")
+    candidates, parts = training_pictures(config, "pro_dpo"), Parts(config)
+    usable = colorful_and_exposed(color_statistics(config, candidates), config)
+    winners = list(compress(candidates, usable.tolist()))
+    if not winners:
+        raise ColorFluxError(
+            "no photo meets --min-colorfulness, --min-saturation, --max-saturation, --min-value and"
+            " --max-value"
+        )
+    rows = preference_rows(winners, config, parts)
     return Training(ProDpoStage(config, parts), rows, samples)
 
 

@@ -27,11 +27,11 @@ from .data.pictures import (
     training_pictures,
 )
 from .data.rows import Batch, Rows
-from .encode.encoding import latents, tokens
+from .encode.encoding import cached_latents, cached_tokens
 from .launch import plan_or_train, run_command
 from .models.artifact import save_model
-from .models.flow_stage import FlowStage, flow_error
-from .models.parts import Parts, PartsConfig, pipeline
+from .models.flow_stage import FlowStage
+from .models.parts import Parts, PartsConfig
 from .stage import Columns, Loss, Sheet, Training
 
 
@@ -72,31 +72,14 @@ class StructureStage(FlowStage):
         """L_FM (Eq. 2), with the visual prompt of the color photo."""
         with torch.no_grad():
             c_v = prompt_from_tokens(self.redux, batch["color_tokens"])
-        error = flow_error(
-            self.transformer,
-            batch["latents"],
-            batch["noise"],
-            batch["t"],
-            self.conditions(c_v),
-            self.trainable,
-            batch["gray_latents"],
-        )
+        error = self.flow_error(batch, c_v, self.transformer, self.trainable)
         return error.mean(), {"flow_loss": error}
 
     def sample(self, samples: list[Picture]) -> Sheet:
         """The photos, and below them colorized with the color and with the gray photo's prompt."""
         photos = unit_range(pixels(samples))
-        colorize = pipeline(self.parts, transformer=self.transformer, controlnet=self.trainable)
-        colorized = [
-            colorize(
-                photos,
-                reference=reference,
-                text_tokens=self.config.text_tokens,
-                generator=torch.Generator().manual_seed(0),
-            ).images
-            for reference in (photos, None)
-        ]
-        return Sheet([photos], colorized)
+        colorize = self.colorizer(transformer=self.transformer, controlnet=self.trainable)
+        return Sheet([photos], [colorize(photos, reference=photos), colorize(photos)])
 
     def save(self, folder: Path) -> None:
         save_model("controlnet", self.trainable, folder)
@@ -104,16 +87,16 @@ class StructureStage(FlowStage):
 
 def structure_training(config: StructureConfig) -> Training:
     """The stage, its rows and samples."""
+    samples = sample_pictures(config, "structure")
     chosen, parts = training_pictures(config, "structure"), Parts(config)
     rows = Rows(
         [picture.photo.file for picture in chosen],
         {
-            "latents": latents(parts, chosen),
-            "gray_latents": latents(parts, gray_pictures(chosen)),
-            "color_tokens": tokens(parts, chosen),
+            "latents": cached_latents(parts, chosen),
+            "gray_latents": cached_latents(parts, gray_pictures(chosen)),
+            "color_tokens": cached_tokens(parts, chosen),
         },
     )
-    samples = sample_pictures(config, "structure")
     return Training(StructureStage(config, parts), rows, samples)
 
 

@@ -1,4 +1,4 @@
-"""A complete model: a pipeline folder with a ``colorflux.json``, or parts put together."""
+"""Complete models: loaded from a bundle, assembled from parts, saved as a bundle."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LORA = "pro_dpo.safetensors"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model and how it wants to be used."""
+    """A model and its default settings."""
 
     pipeline: ColorFluxPipeline
     settings: Settings
@@ -50,12 +50,12 @@ def load_bundle(
     dtype: torch.dtype = torch.float32,
     lora_scale: float | None = None,
 ) -> Bundle:
-    """A bundle, by its folder or by name, with its LoRA attached at full strength.
+    """Load a bundle by folder or name, with its LoRA attached.
 
-    ``lora_scale`` replaces the bundle's own in the settings, which is where it takes effect.
+    ``lora_scale`` replaces the value in the bundle's settings; the pipeline applies it.
 
     Raises:
-        ColorFluxError: when anything is missing, damaged or does not fit, naming it.
+        ColorFluxError: when a file is missing, damaged or does not fit the others.
     """
     files = open_bundle(path)
     settings = files.settings
@@ -84,14 +84,13 @@ def assemble(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Bundle:
-    """A model from FLUX.1-dev-style folders and single files, as ``load_model`` takes them.
+    """Assemble a model from folders like FLUX.1-dev's and single files, see ``load_model``.
 
-    The preprocessing comes from a ``feature_extractor`` folder beside the image encoder's, and
-    is SigLIP's where there is none. The settings are the paper's, with the gray mode for a union
-    ControlNet.
+    The preprocessing is read from a ``feature_extractor`` folder beside the image encoder's, or is
+    SigLIP's. The settings are the paper's, with the gray mode for a union ControlNet.
 
     Raises:
-        ColorFluxError: when a part is missing, damaged or does not fit the others, naming it.
+        ColorFluxError: when a part is missing, damaged or does not fit the others.
     """
     paths = {
         "transformer": transformer,
@@ -121,19 +120,19 @@ def save_bundle(
     sources: Sequence[str] = (),
     licences: Sequence[str] = (),
 ) -> None:
-    """Write a complete bundle, with the LoRA that the transformer carries if it carries one.
+    """Write a complete bundle, including the transformer's LoRA if it has one.
 
-    Files are replaced one by one, ``colorflux.json`` last; other files in the folder stay.
-    ``ColorFluxPipeline.from_pretrained`` reads the folder too, all but the LoRA, for which there
-    is ``load_lora_weights``.
+    Files are replaced when all are complete, ``colorflux.json`` last; other files in the folder
+    stay. ``ColorFluxPipeline.from_pretrained`` also reads the folder, without the LoRA, which
+    ``load_lora_weights`` can add.
 
     Args:
-        folder: Made if need be.
-        pipeline: The model; it is left as it is.
-        settings: What the bundle's users get by default.
-        dtype: Of the stored weights; None keeps each part's own.
+        folder: Created if it does not exist.
+        pipeline: The model; it is not changed.
+        settings: The bundle's default settings.
+        dtype: Data type of the stored weights; None keeps each part's own.
         sources: Where data and weights come from.
-        licences: Under which terms.
+        licences: Their licences.
 
     Raises:
         ColorFluxError: when the folder cannot be written.
@@ -158,13 +157,13 @@ def _write_parts(folder: Path, pipeline: ColorFluxPipeline, dtype: torch.dtype |
         part.mkdir()
         if name == "image_encoder":
             config = copy(model.config)
-            config.dtype = "float32"  # Or transformers, unlike diffusers, computes as it stores.
+            config.dtype = "float32"  # Otherwise transformers would compute in the stored dtype.
             config.save_pretrained(part)
             file = part / "model.safetensors"
         else:
             model.save_config(part)
             file = part / "diffusion_pytorch_model.safetensors"
-        # ComfyUI knows SigLIP by this prefix, which transformers 5 leaves out.
+        # ComfyUI recognizes SigLIP by this prefix, which transformers 5 omits.
         prefix = "vision_model." if isinstance(model, SiglipVisionModel) else ""
         weights = {
             prefix + key.removeprefix(prefix): tensor
@@ -179,8 +178,8 @@ def _write_parts(folder: Path, pipeline: ColorFluxPipeline, dtype: torch.dtype |
 
 
 def _portable(config: str) -> str:
-    """A config as any machine would write it: neither paths nor names that ComfyUI or one version
-    of transformers have given."""
+    """A config without local paths, and without names that depend on ComfyUI or on the version of
+    transformers."""
     config = config.replace(lite_vision.__name__, "colorflux_core.lite_vision")
     config = config.replace("SiglipImageProcessorPil", "SiglipImageProcessor")
     values = json.loads(config)
@@ -194,8 +193,8 @@ def _write_lora(file: Path, pipeline: ColorFluxPipeline, dtype: torch.dtype | No
         return None
     if adapters != {ADAPTER}:
         raise ColorFluxError(
-            f"The transformer carries {', '.join(sorted(adapters))}: a bundle holds one LoRA, and "
-            "load_lora attaches it."
+            f"The transformer has the adapters {', '.join(sorted(adapters))}: a bundle holds one "
+            "LoRA, attach it with load_lora."
         )
     save_lora(pipeline.transformer, file)
     save_file(_stored(load_file(file), dtype), file, metadata={"format": "pt"})
@@ -203,7 +202,7 @@ def _write_lora(file: Path, pipeline: ColorFluxPipeline, dtype: torch.dtype | No
 
 
 def _base_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state without the adapters that peft has put in."""
+    """The state dict without peft's adapters."""
     return {
         key.replace(".base_layer.", "."): tensor
         for key, tensor in model.state_dict().items()
@@ -232,11 +231,11 @@ def _pipeline(
         return pipeline.to(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise ColorFluxError(f"The model cannot go to device {device}: {reason}") from error
+        raise ColorFluxError(f"The model cannot be moved to device {device}: {reason}") from error
 
 
 def _require_one_width(models: Mapping[str, Any], paths: Mapping[str, Path]) -> None:
-    """Refuse parts that are sound but made for different models."""
+    """Reject parts that belong to different models."""
     transformer, vae, controlnet, redux, encoder = (
         models[name].config
         for name in ("transformer", "vae", "controlnet", "image_embedder", "image_encoder")

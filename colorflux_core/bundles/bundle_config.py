@@ -1,4 +1,4 @@
-"""What a bundle is on disk: a pipeline folder with a ``colorflux.json``. No weight is read here."""
+"""A bundle on disk: a pipeline folder with a ``colorflux.json``, which is read without weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIG = "colorflux.json"
 
 @dataclass(frozen=True)
 class BundleFiles:
-    """A bundle's folder and what its ``colorflux.json`` says."""
+    """A bundle's folder and the contents of its ``colorflux.json``."""
 
     folder: Path
     settings: Settings
@@ -38,7 +38,7 @@ def find_bundle(name_or_path: str | Path) -> Path:
 
 
 def open_bundle(name_or_path: str | Path) -> BundleFiles:
-    """What a bundle says of itself. Raises ColorFluxError when it is missing or cannot be read."""
+    """Read ``colorflux.json``. Raises ColorFluxError when it is missing or cannot be read."""
     folder = find_bundle(name_or_path)
     config = _read_config(folder / CONFIG)
     settings = _settings(folder / CONFIG, config.get("settings", {}))
@@ -64,4 +64,4 @@ def _settings(path: Path, values: Mapping[str, Any]) -> Settings:
     try:
         return Settings(**{**values, "canvas": Canvas(**values.get("canvas", {}))})
     except (ColorFluxError, TypeError, AttributeError) as error:
-        raise ColorFluxError(f"{path} has bad settings: {error}") from error
+        raise ColorFluxError(f"{path} has invalid settings: {error}") from error

@@ -1,4 +1,4 @@
-"""The parts of a model, each from its diffusers folder or the single file it is published as."""
+"""Load the parts of a model, each from a diffusers folder or the single file it is published as."""
 
 from __future__ import annotations
 
@@ -85,20 +85,25 @@ SIGLIP_SO400M = {
 
 
 SIGLIP_PREPROCESSING = {"size": {"height": 384, "width": 384}}
-"""A direct squash; mean and standard deviation are 0.5, the processor's own."""
+"""Resized without cropping; mean and standard deviation are 0.5, the processor's defaults."""
 
 
 def load_model(
     name: str, path: Path, dtype: torch.dtype, weights: bool = True
 ) -> ModelMixin | PreTrainedModel:
-    """One of ``MODELS`` in ``dtype`` on the CPU; without ``weights``, its shape on the meta device.
+    """Load one of ``MODELS`` in ``dtype`` on the CPU.
 
-    ``path`` is its diffusers folder, a pipeline folder that has it, or a single file: Redux, SigLIP
-    with ``vision_model.`` keys, the ControlNet with diffusers' keys, and the transformer and the
-    VAE with those or Black Forest Labs'.
+    Args:
+        name: The part.
+        path: Its diffusers folder, a pipeline folder that contains it, or a single file: Redux,
+            SigLIP with ``vision_model.`` keys, the ControlNet with diffusers' keys, or the
+            transformer or VAE with diffusers' or Black Forest Labs' keys.
+        dtype: Data type of the weights.
+        weights: False creates the model on the meta device instead, without reading weights.
 
     Raises:
-        ColorFluxError: when the part is missing, cannot be read, does not fit or is not finite.
+        ColorFluxError: when the part is missing, cannot be read, does not fit or has NaN or
+            infinite weights.
     """
     path = part_path(name, path)
     with explained(name, path):
@@ -112,24 +117,24 @@ def load_model(
 
 
 def load_feature_extractor(path: Path) -> SiglipImageProcessor:
-    """The vision tower's preprocessing. Raises ColorFluxError as :func:`load_model`."""
+    """Load the vision tower's preprocessing. Raises ColorFluxError as :func:`load_model`."""
     path = part_path("feature_extractor", path)
     with explained("feature_extractor", path):
         return SiglipImageProcessor.from_pretrained(path, local_files_only=True)
 
 
 def load_scheduler(path: Path) -> FlowMatchEulerDiscreteScheduler:
-    """The Euler scheduler. Raises ColorFluxError as :func:`load_model`."""
+    """Load the Euler scheduler. Raises ColorFluxError as :func:`load_model`."""
     path = part_path("scheduler", path)
     with explained("scheduler", path):
         return FlowMatchEulerDiscreteScheduler.from_pretrained(path, local_files_only=True)
 
 
 def part_path(name: str, path: Path) -> Path:
-    """Where a part is, by its own path or a pipeline folder's. Raises ColorFluxError if nowhere."""
+    """The part's path, given that or a pipeline folder. Raises ColorFluxError if it is missing."""
     path = path / name if (path / name).is_dir() else path
     if not path.exists():
-        raise ColorFluxError(f"The {name} is missing: there is no {path}.")
+        raise ColorFluxError(f"The {name} is missing: {path} does not exist.")
     return path
 
 
@@ -171,7 +176,7 @@ def _tower(path: Path, config: Mapping[str, Any]) -> type[PreTrainedModel]:
 
 
 def _shapes(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file without their contents."""
+    """The tensors of a file on the meta device."""
     with safe_open(path, "pt") as file:
         keys = file.keys()
         return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in keys}
@@ -226,7 +231,7 @@ def _siglip(path: Path, state: Mapping[str, Tensor]) -> SiglipVisionModel:
 
 
 def _flux_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """A FLUX transformer's or ControlNet's shape, from weights with diffusers' keys."""
+    """The config of a FLUX transformer or ControlNet, from weights with diffusers' keys."""
 
     def count(blocks: str) -> int:
         return len({key.split(".")[1] for key in state if key.startswith(f"{blocks}.")})

@@ -1,4 +1,4 @@
-"""Files of weights that are damaged or for another model are refused in one line."""
+"""Reject weight files that are damaged or for another model, with a message of one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import ColorFluxError
 
 @contextmanager
 def explained(name: str, path: Path) -> Iterator[None]:
-    """Turns what the libraries raise over bad files into one line."""
+    """Turn library errors about bad files into a ColorFluxError of one line."""
     try:
         yield
     except (
@@ -38,15 +38,18 @@ def require_fit(
     unexpected: Collection[str],
     mismatched: Collection[tuple[str, Collection[int], Collection[int]]],
 ) -> None:
-    """Refuse weights that are not exactly a model's; ``mismatched`` is (key, shape, its shape)."""
+    """Reject weights that do not match a model exactly.
+
+    ``mismatched`` has (key, shape in the file, shape in the model).
+    """
     for key, one, other in sorted(mismatched):
         raise ColorFluxError(
-            f"{source} has a wrong shape at {key}: {tuple(one)}, where {tuple(other)} belongs."
+            f"{source} has a wrong shape at {key}: {tuple(one)} instead of {tuple(other)}."
         )
     for what, keys in (("lacks", missing), ("has an unknown", unexpected)):
         if keys:
             raise ColorFluxError(
-                f"{source} {what} {min(keys)} ({len(keys)} such): it is damaged or for another "
+                f"{source} {what} {min(keys)} ({len(keys)} in total): it is damaged or for another "
                 "model."
             )
 
@@ -54,7 +57,7 @@ def require_fit(
 def require_same_layout(
     source: Path | str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> None:
-    """Refuse weights that have not exactly the expected keys and shapes."""
+    """Reject weights whose keys and shapes are not exactly the expected ones."""
     require_fit(
         source,
         expected.keys() - state.keys(),
@@ -68,7 +71,7 @@ def require_same_layout(
 
 
 def require_finite(source: Path | str, state: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are not numbers."""
+    """Reject weights with NaN or infinite values."""
     for key, tensor in state.items():
         if not tensor.sum(dtype=torch.float32).isfinite():
-            raise ColorFluxError(f"{source} holds NaN or infinite values in {key}: get it again.")
+            raise ColorFluxError(f"{source} has NaN or infinite values in {key}: get it again.")

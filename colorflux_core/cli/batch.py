@@ -22,6 +22,7 @@ from ..photos.color import Tone, tone
 from ..photos.finding import find_photos
 from ..photos.photo import MAX_MEGAPIXELS, PHOTO_SUFFIXES, Photo, load_photo, save_photo
 from ..photos.xmp import Provenance
+from ..photos.resize import Resizing
 
 Report = Callable[[str, int, int], None]
 """Progress callback: unit ("step" or "tile"), how many are done, how many there are."""
@@ -162,7 +163,7 @@ def process_jobs(
             except ModelRefused:
                 raise
             except MemoryError:
-                failures.append(f"{job.source} does not fit into memory: make it smaller.")
+                failures.append(f"{job.source} does not fit into memory: reduce its size.")
                 continue
             except ColorFluxError as error:
                 failures.append(str(error))
@@ -180,7 +181,7 @@ def tone_of(photo: Photo) -> Tone:
     """Whether a photo is gray, toned like sepia, or in color."""
     if photo.is_gray:
         return "gray"
-    return tone(Canvas("aspect", 256).resizing(photo.size).to_canvas(photo.pixels))
+    return tone(Resizing.onto(Canvas("aspect", 256), photo.size).to_canvas(photo.pixels))
 
 
 def _processed(photo: Photo, task: Task, report: Report) -> Tensor:

@@ -68,7 +68,8 @@ def photo_parser(prog: str, description: str, examples: str) -> Parser:
         "--max-megapixels",
         type=float,
         metavar="N",
-        help="reject photos with more megapixels than this; raise it for very large scans",
+        help="reject photos with more megapixels than this; raise it for very large scans"
+        " (default: 100)",
     )
     files.add_argument(
         "--no-provenance",
@@ -85,24 +86,26 @@ def _output(text: str) -> Path:
     return named_path(text)
 
 
-def add_device(group: argparse._ArgumentGroup, on_gpu: str) -> None:
+def add_device(group: argparse._ArgumentGroup, gpu_dtype: str) -> None:
     """--device and --dtype, which :func:`device_and_dtype` reads."""
     group.add_argument(
         "--device",
         default="auto",
         metavar="DEVICE",
-        help="cpu, cuda, cuda:1 or mps (default: auto: cuda or mps if available, else cpu)",
+        help="cpu, cuda, cuda:1 or mps (default: auto, which is cuda or mps if available, "
+        "else cpu)",
     )
     group.add_argument(
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help=f"precision of the weights (default: auto: float32 on the CPU, else {on_gpu})",
+        help="precision of the weights (default: auto, which is float32 on the CPU, else "
+        f"{gpu_dtype})",
     )
 
 
-def device_and_dtype(args: argparse.Namespace, on_gpu: str) -> tuple[torch.device, torch.dtype]:
-    """Where and in what precision. Raises ColorFluxError for a device that does not exist."""
+def device_and_dtype(args: argparse.Namespace, gpu_dtype: str) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype of the flags. Raises ColorFluxError for a name torch does not know."""
     import torch
 
     name = args.device
@@ -115,7 +118,7 @@ def device_and_dtype(args: argparse.Namespace, on_gpu: str) -> tuple[torch.devic
         raise ColorFluxError(f"--device {name}: use auto, cpu, cuda, cuda:1 or mps.") from error
     dtype = args.dtype
     if dtype == "auto":
-        dtype = "float32" if device.type == "cpu" else on_gpu
+        dtype = "float32" if device.type == "cpu" else gpu_dtype
     return device, getattr(torch, dtype)
 
 
@@ -160,7 +163,8 @@ def work_through(prog: str, args: argparse.Namespace, load: Callable[[float], Ta
     Args:
         prog: For error messages.
         args: Of :func:`photo_parser`.
-        load: Given the limit on megapixels, loads what does the work; not called without work.
+        load: Takes the megapixel limit, loads the model and returns the task; not called if all
+            photos are done.
 
     Raises:
         ColorFluxError: as :mod:`colorflux_core.cli.batch` does, before or at the first photo.

@@ -95,6 +95,11 @@ def _switched(flag: str, value: str) -> str:
     return flag if value.lower() in YES else flag.replace("--", "--no-", 1)
 
 
+def flag_of(name: str) -> str:
+    """A setting's flag."""
+    return f"--{name.replace('_', '-')}"
+
+
 def add_settings(
     parser: Parser,
     options: type[Options],
@@ -127,7 +132,7 @@ def add_setting(
     """
     option = settings(options)[name]
     kind, choices = value_type(options, name)
-    flag = flag or f"--{name.replace('_', '-')}"
+    flag = flag or flag_of(name)
     text = described(option, unset).replace("%", "%%")
     if kind is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)

@@ -1,4 +1,4 @@
-"""One photo in color, at its own size."""
+"""Colorize one photo at its own size."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..photos.color import unit_range
+from ..photos.resize import Resizing
 from .pipeline import ColorFluxPipeline
 from .settings import Settings
 
@@ -20,22 +21,22 @@ def colorize(
     reference: Tensor | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """The photo in color: to the canvas, through the model, and back (paper 5.1, Inference).
+    """Resize a photo to the canvas, colorize it, and resize it back (paper 5.1, Inference).
 
-    The noise comes from a CPU generator, so that a seed means the same on every device.
+    The noise comes from a CPU generator, so a seed gives the same noise on every device.
 
     Args:
         pipeline: The model.
-        rgb: The photo (3, H, W) of any size and depth; its own colors, if any, are not used.
-        settings: How.
-        reference: A color picture (3, H', W') to take the visual prompt from in the photo's place.
-        on_step: Called with (steps done, steps in all); what it raises ends the colorization.
+        rgb: The photo (3, H, W) of any size and bit depth; its colors, if any, are not used.
+        settings: Canvas, steps, strengths and seed.
+        reference: A color picture (3, H', W') for the visual prompt, instead of the photo.
+        on_step: Progress callback (steps done, total steps). It may raise to cancel.
 
     Returns:
         float32 (3, H, W) in [0, 1] on the CPU.
 
     Raises:
-        ColorFluxError: as ``ColorFluxPipeline.__call__`` does.
+        ColorFluxError: as ``ColorFluxPipeline.__call__``.
     """
 
     def report(_: Any, step: int, __: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -43,7 +44,7 @@ def colorize(
             on_step(step + 1, settings.steps)
         return tensors
 
-    resizing = settings.canvas.resizing((rgb.shape[-2], rgb.shape[-1]))
+    resizing = Resizing.onto(settings.canvas, (rgb.shape[-2], rgb.shape[-1]))
     photo = resizing.to_canvas(rgb)
     colorized: Tensor = pipeline(
         photo[None],

@@ -1,4 +1,4 @@
-"""The gray ControlNet: holds the photo's structure while color comes from the visual prompt.
+"""The gray ControlNet: it keeps the photo's structure; colors come from the visual prompt.
 
 Paper sections 4.1.1 and 7.1.
 """
@@ -17,18 +17,18 @@ def control_from_transformer(
     num_layers: int = 4,
     num_single_layers: int = 10,
 ) -> FluxControlNetModel:
-    """A ControlNet that starts as a copy of the transformer's first blocks and adds nothing.
+    """Create a ControlNet from copies of the transformer's first blocks.
 
-    The copies share no storage with the transformer; the output projections and the control
-    embedder are zero, so all residuals are exactly zero at step 0. Device and dtype are the
-    transformer's. Either count may be 0, not both.
+    The copies share no storage with the transformer. The output projections and the control
+    embedder are zero, so all residuals are zero at step 0. Device and dtype are the
+    transformer's. One of the counts may be 0, but not both.
 
     Raises ColorFluxError when a count leaves ControlNet blocks unused (see `_check_count`), or
-    when the transformer carries a LoRA adapter, whose layers cannot be copied.
+    when the transformer has a LoRA adapter, whose layers cannot be copied.
     """
     if getattr(transformer, "peft_config", None):
         raise ColorFluxError(
-            "The transformer carries a LoRA adapter; make the ControlNet from the bare one "
+            "The transformer has a LoRA adapter; create the ControlNet without it "
             "(call unload_lora() or merge_lora first)."
         )
     depth, single_depth = transformer.config.num_layers, transformer.config.num_single_layers
@@ -48,10 +48,10 @@ def control_from_transformer(
 
 
 def _check_count(name: str, count: int, depth: int) -> None:
-    """Refuse counts that leave ControlNet blocks without a reader.
+    """Reject counts for which some ControlNet blocks have no effect.
 
-    The transformer's block i of N adds residual i // ceil(N / n); for some n < N the last of the
-    n residuals are never read, and their blocks get no gradient.
+    The transformer's block i of N adds residual i // ceil(N / n). For some n < N the last of the
+    n residuals are never used, and their blocks get no gradient.
     """
     valid = sorted({0} | {ceil(depth / stride) for stride in range(1, depth + 1)})
     if count not in valid:

@@ -1,7 +1,8 @@
-"""Rectified flow and the losses of the three stages: the paper's Eq. 1 to 6, in order.
+"""Rectified flow and the losses: Eq. 1, 2, 4 and 5 of the paper.
 
-Latents are packed, (B, L, C); a timestep t is (B,) in [0, 1], 0 the photo and 1 pure noise. Squared
-norms are means over a row's dimensions, as in the public DPO code: beta = 1000 fits that only.
+Latents are packed, (B, L, C). Timesteps t are (B,) in [0, 1]: 0 is the photo, 1 is pure noise.
+Squared norms are means over a row's dimensions, as in the public Diffusion-DPO code. beta = 1000
+presupposes this: with sums, the sigmoid would saturate. Eq. 6 is in ``training/basic_color.py``.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def sample_timesteps(
 ) -> Tensor:
     """(count,) timesteps in (0, 1).
 
-    The paper does not say how they are drawn; logit-normal(0, 1) is SD3's choice.
+    The paper does not specify the density; logit-normal(0, 1) is that of SD3.
     """
     if density == "uniform":
         return torch.rand(count, generator=generator)
@@ -58,10 +59,10 @@ def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 class PreferenceTerms(NamedTuple):
-    """Eq. 4 row by row; all (B,).
+    """The terms of Eq. 4 for each row; all (B,).
 
-    ``margin`` is how much more the policy gains on the winner than on the loser, beside the
-    reference; ``logit``, beta_t / 2 times that, is the argument of the log-sigmoid.
+    ``margin`` is the policy's improvement over the reference on the winner, minus that on the
+    loser; ``logit`` is beta_t / 2 times the margin, the argument of the log-sigmoid.
     """
 
     logit: Tensor
@@ -71,12 +72,12 @@ class PreferenceTerms(NamedTuple):
 
     @property
     def loss(self) -> Tensor:
-        """L_Diff-DPO (Eq. 4), a scalar; ln 2 while the policy is the reference."""
+        """L_Diff-DPO (Eq. 4), a scalar; ln 2 if the policy equals the reference."""
         return -F.logsigmoid(self.logit).mean()
 
     @property
     def implicit_accuracy(self) -> Tensor:
-        """The share of pairs that the policy, beside the reference, ranks as the data does.
+        """The fraction of pairs whose winner the policy, relative to the reference, prefers.
 
         A tie counts one half, so a policy equal to its reference has 0.5.
         """
@@ -84,35 +85,38 @@ class PreferenceTerms(NamedTuple):
 
 
 def beta_at(t: Tensor, beta: float, schedule: BetaSchedule) -> Tensor:
-    """beta_t of Eq. 4: the constant that the paper trains with, or beta (1 - t)^2."""
+    """beta_t of Eq. 4: constant, as in the paper, or beta (1 - t)^2."""
     return torch.full_like(t, beta) if schedule == "constant" else beta * (1 - t) ** 2
 
 
 def preference_terms(
-    policy_winner: Tensor,
-    policy_loser: Tensor,
-    reference_winner: Tensor,
-    reference_loser: Tensor,
-    winner_velocity: Tensor,
-    loser_velocity: Tensor,
+    policy: Tensor,
+    reference: Tensor,
+    velocity: Tensor,
     beta_t: Tensor,
 ) -> PreferenceTerms:
-    """Diffusion-DPO on velocities (Eq. 4). The six predictions and targets are (B, L, C)."""
-    winner_error = squared_error(policy_winner, winner_velocity)
-    loser_error = squared_error(policy_loser, loser_velocity)
-    winner_gain = winner_error - squared_error(reference_winner, winner_velocity)
-    loser_gain = loser_error - squared_error(reference_loser, loser_velocity)
-    margin = loser_gain - winner_gain
+    """Diffusion-DPO on velocities (Eq. 4), for pairs stacked in one batch, winners first.
+
+    Args:
+        policy: Velocities that the policy predicts (2B, L, C).
+        reference: Velocities that the reference predicts (2B, L, C).
+        velocity: The targets eps - x_0 (2B, L, C).
+        beta_t: (B,).
+    """
+    error = squared_error(policy, velocity)
+    change = error - squared_error(reference, velocity)  # Negative where the policy is better.
+    winner_error, loser_error = error.chunk(2)
+    winner_change, loser_change = change.chunk(2)
+    margin = loser_change - winner_change
     return PreferenceTerms(beta_t / 2 * margin, margin, winner_error, loser_error)
 
 
 def set_timesteps(
     scheduler: FlowMatchEulerDiscreteScheduler, steps: int, image_tokens: int, device: torch.device
 ) -> Tensor:
-    """Set FLUX's Euler schedule of ``steps`` steps, shifted for the image's token count.
+    """Set FLUX's Euler schedule, with the shift mu for the image's number of tokens.
 
-    Returns the timesteps (steps,) on the scheduler's scale of 1000. At 1024 x 1024 (4096 tokens) mu
-    is 1.15.
+    Returns the timesteps (steps,), scaled to 1000. For 1024 x 1024 pixels (4096 tokens) mu is 1.15.
     """
     config = scheduler.config
     slope = (config.max_shift - config.base_shift) / (

@@ -1,4 +1,4 @@
-"""Images <-> VAE latents <-> the transformer's token sequence, as FLUX.1 does it."""
+"""Conversions between images, VAE latents and the transformer's tokens, as in FLUX.1."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import ColorFluxError
 
 
 def encode(vae: AutoencoderKL, rgb: Tensor) -> Tensor:
-    """Scaled latents z_0 of an image: the posterior mode, not a sample, so it is repeatable.
+    """Scaled latents z_0 of an image: the mode of the posterior, which is deterministic.
 
     rgb (B, 3, H, W) in [0, 1]; returns (B, 16, H/8, W/8) in the VAE's dtype, scaled to about
     unit variance by `(z - shift) * scale`.
@@ -49,7 +49,7 @@ def pack(latents: Tensor) -> Tensor:
 
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Inverse of `pack`: latents (B, 16, height, width), sizes in latent pixels."""
+    """The inverse of `pack`: latents (B, 16, height, width), sizes in latent pixels."""
     _require_even(height, width)
     batch, channels = len(tokens), tokens.shape[-1] // 4
     patches = tokens.reshape(batch, height // 2, width // 2, channels, 2, 2)
@@ -77,6 +77,6 @@ def _shift(vae: AutoencoderKL) -> float:
 def _require_even(height: int, width: int) -> None:
     if height % 2 or width % 2:
         raise ColorFluxError(
-            f"Latents of {width}x{height} cannot be cut into 2x2 patches. "
+            f"Latents of {width}x{height} cannot be divided into 2x2 patches. "
             "Use a canvas whose sides are multiples of 16 pixels."
         )

@@ -35,7 +35,7 @@ TARGET_MODULES = (
     r"|ff(_context)?\.net\.(0\.proj|2))"
     r"|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out)"
 )
-"""Matched against whole module names, so that the model's head `proj_out` stays out."""
+"""Matched against full module names, so that the model's own `proj_out` is not included."""
 
 _A = ".lora_A.weight"
 _KEY = re.compile(
@@ -50,10 +50,10 @@ def add_lora(
     start: str | Path | None = None,
     adapter_name: str = ADAPTER,
 ) -> list[nn.Parameter]:
-    """Attach a LoRA for training and freeze everything else; returns its parameters, in float32.
+    """Attach a LoRA for training and freeze everything else; return its parameters, in float32.
 
-    A fresh one has gaussian A and zero B, so the model's output is unchanged. `start` continues
-    from a file instead (Pro-DPO's second stage); the rank is then the file's.
+    A new LoRA has Gaussian A and zero B, so it does not change the output. `start` continues from
+    a file instead (Pro-DPO's second stage), whose rank is used.
 
     Raises ColorFluxError as `load_lora`.
     """
@@ -67,7 +67,7 @@ def add_lora(
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.data = parameter.data.float()
-    if start is not None:  # Loading rounded them to the base's dtype.
+    if start is not None:  # load_lora rounded them to the transformer's dtype.
         state = {k.removeprefix("transformer."): w for k, w in load_lora_state(start).items()}
         set_peft_model_state_dict(transformer, state, adapter_name=adapter_name)
     return parameters
@@ -75,7 +75,7 @@ def add_lora(
 
 @contextmanager
 def reference_policy(transformer: FluxTransformer2DModel) -> Iterator[None]:
-    """Inside, the transformer is DPO's reference: the same weights without any adapter."""
+    """Disable all adapters: the transformer is then DPO's reference policy."""
     transformer.disable_adapters()
     try:
         yield
@@ -90,10 +90,10 @@ def save_lora(
     adapter_name: str = ADAPTER,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the adapter as one safetensors file; `path` is whole or untouched.
+    """Write the adapter atomically as one safetensors file.
 
-    `weights` are the adapter's, by their names in the transformer, where it does not hold them
-    whole itself.
+    `weights` are the adapter's full tensors by their names in the transformer; they are needed if
+    the transformer itself is sharded.
 
     Raises ColorFluxError when the file cannot be written.
     """
@@ -111,9 +111,9 @@ def load_lora(
     scale: float = 1.0,
     adapter_name: str = ADAPTER,
 ) -> None:
-    """Attach the LoRA in `path` and make it the active one: W' = W + scale * B A.
+    """Attach the LoRA in `path` and activate it: W' = W + scale * B A.
 
-    Raises ColorFluxError as `load_lora_state`, and when the file fits another model.
+    Raises ColorFluxError as `load_lora_state`, and when the file is for another model.
     """
     state = load_lora_state(path)
     _layers(state, transformer, path)
@@ -133,10 +133,10 @@ def merge_lora(transformer: FluxTransformer2DModel, path: str | Path, scale: flo
 
 
 def load_lora_state(path: str | Path) -> dict[str, Tensor]:
-    """The LoRA in `path` as `normalise` gives it, with the alpha of diffusers' header if any.
+    """Read the LoRA in `path` and `normalise` it, with the alphas of diffusers' header if any.
 
-    Raises ColorFluxError when the file cannot be read, is no FLUX.1 LoRA, holds something that
-    would not be applied, or holds NaN or infinite weights.
+    Raises ColorFluxError when the file cannot be read, is not a FLUX.1 LoRA, or has keys that would
+    be ignored or NaN or infinite weights.
     """
     try:
         state = load_file(path)
@@ -151,19 +151,19 @@ def load_lora_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def normalise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Any known FLUX.1 LoRA as `transformer.<module>.lora_{A,B}.weight` pairs with scale 1.
+    """Convert a FLUX.1 LoRA to `transformer.<module>.lora_{A,B}.weight` pairs with scale 1.
 
-    Known: diffusers, peft (bare, `base_model.model.`, with an adapter name), and those that
-    diffusers converts (kohya, xlabs). A missing alpha means alpha = rank; any other is folded
-    into B.
+    Formats: diffusers, peft (bare, `base_model.model.`, with an adapter name), and those that
+    diffusers converts (kohya, xlabs). A missing alpha means alpha = rank; other alphas are
+    multiplied into B.
 
-    Raises ColorFluxError when a key would be dropped, a half is missing or a weight is not finite.
+    Raises ColorFluxError when a key would be ignored, A or B is missing, or a weight is not finite.
     """
     for key, tensor in state.items():
         if key.startswith(("lora_te", "text_encoder")) or "dora_scale" in key:
-            raise ColorFluxError(f"{key} would be ignored; only plain LoRAs of FLUX.1 are read.")
+            raise ColorFluxError(f"{key} would be ignored; only plain FLUX.1 LoRAs can be read.")
         if not tensor.float().isfinite().all():
-            raise ColorFluxError(f"{key} holds NaN or infinite values.")
+            raise ColorFluxError(f"{key} has NaN or infinite values.")
     if not any(".lora_A." in key for key in state):
         state = _converted(state)
     modules: dict[str, dict[str, Tensor]] = {}
@@ -173,7 +173,7 @@ def normalise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise ColorFluxError(f"{key} is not a LoRA weight of FLUX.1.")
         parts = modules.setdefault(match["module"], {})
         if parts.setdefault(match["half"] or "alpha", tensor) is not tensor:
-            raise ColorFluxError(f"{match['module']} is there twice, under two key styles.")
+            raise ColorFluxError(f"{match['module']} occurs twice, in two key styles.")
     result = {}
     for module, parts in modules.items():
         if not {"lora_A", "lora_B"} <= parts.keys():
@@ -187,7 +187,7 @@ def normalise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         result[f"transformer.{module}.lora_A.weight"] = a
         result[f"transformer.{module}.lora_B.weight"] = b
     if not result:
-        raise ColorFluxError("the file holds no weights.")
+        raise ColorFluxError("the file has no weights.")
     return result
 
 
@@ -196,16 +196,16 @@ def _converted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return FluxLoraLoaderMixin.lora_state_dict(dict(state))
     except (ValueError, KeyError, AssertionError, RuntimeError) as error:
         reason = shorten(str(error), 200)  # It may have a line for every key.
-        raise ColorFluxError(f"diffusers knows no such FLUX.1 LoRA ({reason}).") from error
+        raise ColorFluxError(f"diffusers does not know this LoRA format ({reason}).") from error
 
 
 def _header_alphas(state: Mapping[str, Tensor], header: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The `.alpha` keys that diffusers' `save_lora_weights` leaves in the file's header."""
+    """The `.alpha` tensors for the alphas that diffusers stores in the file's header."""
     config = {key.removeprefix("transformer."): value for key, value in header.items()}
     if "lora_alpha" not in config:
         return {}
     if config.get("use_rslora"):
-        raise ColorFluxError("rank-stabilised LoRAs (use_rslora) are not read.")
+        raise ColorFluxError("rank-stabilised LoRAs (use_rslora) are not supported.")
     patterns = config.get("alpha_pattern") or {}
     modules = (key.removesuffix(_A) for key in state if key.endswith(_A))
     return {
@@ -227,7 +227,7 @@ def _pairs(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
 def _layers(
     state: Mapping[str, Tensor], transformer: FluxTransformer2DModel, path: str | Path
 ) -> list[tuple[nn.Linear, Tensor, Tensor]]:
-    """(layer, A, B) for the whole state; refuses what diffusers would skip, pad or widen for."""
+    """(layer, A, B) for all pairs; rejects those that diffusers would skip or adapt layers for."""
     linear = {
         name.removesuffix(".base_layer"): layer
         for name, layer in transformer.named_modules()

@@ -1,7 +1,7 @@
 """ColorFLUX as a diffusers pipeline: a gray photo in, the same photo in color out.
 
-Paper 5.1, Inference: the ControlNet sees the gray photo, the visual prompt is taken from that same
-gray photo, and eight Euler steps lead from noise to color.
+Paper 5.1, Inference: the ControlNet and the visual prompt both get the gray photo; eight Euler
+steps turn noise into color.
 """
 
 from __future__ import annotations
@@ -41,20 +41,21 @@ Pictures = Image.Image | list[Image.Image] | Tensor
 """One or more pictures of one size: PIL, or a float tensor (B, 3, H, W) in [0, 1]."""
 
 StepCallback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
-"""diffusers' ``callback_on_step_end``: what it returns replaces the tensors of the same name."""
+"""diffusers' ``callback_on_step_end``: the tensors it returns replace those of the same name."""
 
 
 class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
-    """FLUX.1 with a gray ControlNet and a Redux visual prompt; the Pro-DPO LoRA is loaded into it.
+    """FLUX.1 with a gray ControlNet, a Redux visual prompt and optionally the Pro-DPO LoRA.
 
     Without the LoRA this is diffusers' ``FluxPriorReduxPipeline`` followed by its
-    ``FluxControlNetPipeline``, except that the condition is the VAE's mode, not a sample.
+    ``FluxControlNetPipeline``, except that the condition is the mode of the VAE's posterior instead
+    of a sample.
     """
 
-    # The ControlNet and the transformer take turns at every step: it has no place in the queue.
+    # Without the ControlNet, which alternates with the transformer at every step.
     model_cpu_offload_seq = "image_encoder->image_embedder->transformer->vae"
     _callback_tensor_inputs = ("latents", "prompt_embeds", "control_latents")
-    text_encoder = None  # FluxLoraLoaderMixin asks for it.
+    text_encoder = None  # FluxLoraLoaderMixin reads it.
     _interrupt = False
 
     def __init__(
@@ -80,7 +81,7 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
 
     @property
     def interrupt(self) -> bool:
-        """Set ``_interrupt`` in a callback, as everywhere in diffusers, to stop after that step."""
+        """Whether to stop; set ``_interrupt`` in a callback, as in diffusers' own pipelines."""
         return self._interrupt
 
     @torch.no_grad()
@@ -110,31 +111,32 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
 
         Args:
             photo: The photos; both sides multiples of 16. Only their BT.601 luma is used.
-            reference: Color pictures, of any size, to take the visual prompt from instead.
-            prompt_embeds: A text (B or 1, T, D) before the visual prompt, instead of zeros.
+            reference: Color pictures of any size for the visual prompt, instead of the photos.
+            prompt_embeds: Text tokens (B or 1, T, D) before the visual prompt, instead of zeros.
             pooled_prompt_embeds: The text's pooled vector (B or 1, P), instead of zeros.
-            num_inference_steps: Euler steps.
-            guidance_scale: For the models that are distilled for it (``guidance_embeds``).
-            controlnet_conditioning_scale: Strength of the ControlNet; at 0 it is not run.
-            control_guidance_start: Share of the steps after which the ControlNet sets in.
-            control_guidance_end: Share of the steps after which it stops.
-            control_mode: The condition's index, which union ControlNets need and others refuse.
+            num_inference_steps: Number of Euler steps.
+            guidance_scale: Guidance of guidance-distilled models (``guidance_embeds``).
+            controlnet_conditioning_scale: Strength of the ControlNet; 0 does not run it.
+            control_guidance_start: Fraction of the steps at which the ControlNet starts.
+            control_guidance_end: Fraction of the steps at which the ControlNet stops.
+            control_mode: Index of the condition; only for union ControlNets, which require it.
             lora_scale: Strength of the loaded LoRA.
-            text_tokens: Zero tokens before the visual prompt where no text is given.
-            generator: Draws the noise, the same on all devices if it is a CPU generator.
-            latents: The noise itself, packed (B, H/16 * W/16, 64).
+            text_tokens: Number of zero tokens before the visual prompt if no text is given.
+            generator: Draws the noise. CPU generators give the same noise on all devices.
+            latents: Packed noise (B, H/16 * W/16, 64), instead of drawing it.
             output_type: "pt" (float32 (B, 3, H, W) in [0, 1]), "np", "pil", or "latent" (packed).
             return_dict: Whether to return an output object or a tuple.
-            callback_on_step_end: Called after each step with the tensors asked for by name.
-            callback_on_step_end_tensor_inputs: Of latents, prompt_embeds and control_latents.
+            callback_on_step_end: Called after each step with the tensors named below.
+            callback_on_step_end_tensor_inputs: Any of latents, prompt_embeds, control_latents.
 
         Returns:
-            The pictures, as the ``images`` of a ``FluxPipelineOutput`` or the one item of a tuple.
+            A ``FluxPipelineOutput`` with the pictures as ``images``, or a tuple of the pictures.
 
         Raises:
             ColorFluxError: for pictures, settings or a ControlNet that cannot be used.
         """
-        settings = Settings(  # for its limits
+        # Check the arguments. Settings checks its own ranges.
+        settings = Settings(
             steps=num_inference_steps,
             guidance=guidance_scale,
             control_scale=controlnet_conditioning_scale,
@@ -148,11 +150,14 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         self._interrupt = False
         device, dtype = self._execution_device, self.transformer.dtype
 
+        # The condition: packed latents of the gray photo.
         gray = grayscale(_as_tensor("photo", photo)).to(device)
         batch = len(gray)
         z_gray = encode(self.vae, gray).to(dtype)
         latent_size = (z_gray.shape[-2], z_gray.shape[-1])
         c_gray = pack(z_gray)
+
+        # The prompt: text tokens, then the visual prompt.
         pictures = gray if reference is None else _as_tensor("reference", reference)
         prompt = self._prompt(pictures, prompt_embeds, text_tokens, batch)
         pooled = pooled_prompt_embeds
@@ -163,11 +168,13 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         if control_mode is not None:
             mode = torch.full((batch, 1), control_mode, device=device)
 
+        # The noise to start from, and the timesteps.
         if latents is None:
             latents = pack(randn_tensor(z_gray.shape, generator, device, torch.float32))
         x_t = _expanded("latents", latents.to(device, torch.float32), c_gray.shape)
         timesteps = set_timesteps(self.scheduler, num_inference_steps, x_t.shape[1], device)
 
+        # The Euler steps, with the ControlNet in some of them.
         scale_lora_layers(self.transformer, lora_scale)
         try:
             with self.progress_bar(total=num_inference_steps) as progress:
@@ -194,6 +201,7 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         finally:
             unscale_lora_layers(self.transformer, lora_scale)
 
+        # Decode.
         images: Any = x_t
         if output_type != "latent":
             rgb = decode(self.vae, unpack(x_t, *latent_size))
@@ -204,7 +212,7 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
     def _prompt(
         self, pictures: Tensor, text: Tensor | None, text_tokens: int, batch: int
     ) -> Tensor:
-        """c_v of the pictures behind the text, or behind zeros in its place: (B, T, D)."""
+        """The text tokens, or zeros, followed by c_v of the pictures: (B, T, D)."""
         if len(pictures) not in (1, batch):
             raise ColorFluxError(
                 f"There are {len(pictures)} references for {batch} photos: give one, or one each."
@@ -218,7 +226,7 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         return torch.cat([text, c_v], dim=1)
 
     def _check(self, settings: Settings, output_type: str, tensor_inputs: Sequence[str]) -> None:
-        """Refuse what the parts cannot do before any of them has run."""
+        """Reject settings that the parts do not support, before any of them runs."""
         mode, modes = settings.control_mode, self.controlnet.config.num_mode
         if self.controlnet.input_hint_block is not None:
             raise ColorFluxError(
@@ -227,7 +235,7 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             )
         if modes is None and mode is not None:
             raise ColorFluxError(
-                f"control_mode is {mode}, but this is no union ControlNet: leave it out."
+                f"control_mode is {mode}, but this is not a union ControlNet: leave it out."
             )
         if modes is not None and mode not in range(modes):
             raise ColorFluxError(
@@ -240,7 +248,9 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
         ):
             for value in values:
                 if value not in allowed:
-                    raise ColorFluxError(f"{name} has {value!r}; it knows {', '.join(allowed)}.")
+                    raise ColorFluxError(
+                        f"{name} has {value!r}, which is not one of {', '.join(allowed)}."
+                    )
 
 
 _OUTPUT_TYPES = ("pt", "np", "pil", "latent")
@@ -251,7 +261,7 @@ def _as_tensor(name: str, pictures: Pictures) -> Tensor:
     if not isinstance(pictures, Tensor):
         images = [pictures] if isinstance(pictures, Image.Image) else pictures
         if len({image.size for image in images}) != 1:
-            raise ColorFluxError(f"{name}: the pictures of one call must have one size.")
+            raise ColorFluxError(f"{name}: all pictures of a call must have the same size.")
         rgb = [image.convert("RGB") for image in images]
         return VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(rgb))
     if not pictures.is_floating_point() or pictures.ndim != 4 or pictures.shape[1] != 3:
@@ -266,10 +276,10 @@ def _as_tensor(name: str, pictures: Pictures) -> Tensor:
 
 
 def _expanded(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """One row for all photos or one for each, as a row for each; -1 is any length."""
+    """Expand one row for all photos to a row per photo; -1 in ``shape`` keeps a length."""
     try:
         return tensor.expand(*shape)
     except RuntimeError as error:
         raise ColorFluxError(
-            f"{name} is {tuple(tensor.shape)}, which is not {tuple(shape)} or one row of it."
+            f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}, or one row of it."
         ) from error

@@ -1,4 +1,4 @@
-"""One evaluation of v_theta(x_t, t): the gray ControlNet's residuals, then FLUX with them."""
+"""One evaluation of v_theta(x_t, t): the gray ControlNet, then FLUX with its residuals."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .latents import image_ids
 
 @dataclass(frozen=True)
 class Conditions:
-    """What FLUX and its ControlNet are given besides x_t and t.
+    """The inputs of FLUX and its ControlNet besides x_t and t.
 
     Attributes:
         prompt: The visual prompt after its text tokens, (B, T, D).
         latent_size: Height and width of the latents before packing.
-        guidance: Guidance scale, used by models distilled for it (``guidance_embeds``).
-        pooled: A text's pooled vector (B, P); None means zeros, as without a text.
+        guidance: Guidance scale, used by guidance-distilled models (``guidance_embeds``).
+        pooled: The text's pooled vector (B, P); None means zeros.
     """
 
     prompt: Tensor
@@ -29,7 +29,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Residuals:
-    """What the ControlNet adds after each double and single block; None where it adds nothing."""
+    """What the ControlNet adds after the double and single blocks; None adds nothing."""
 
     double: list[Tensor] | None
     single: list[Tensor] | None
@@ -73,7 +73,7 @@ def predict_velocity(
     conditions: Conditions,
     residuals: Residuals | None = None,
 ) -> Tensor:
-    """v_theta(x_t, t) (B, L, C); ``residuals`` carry the gray photo, None leaves it out.
+    """v_theta(x_t, t) (B, L, C); without ``residuals`` the gray photo has no influence.
 
     ``x_t`` (B, L, C) are packed noisy latents, ``t`` (B,) timesteps in [0, 1].
     """
@@ -92,7 +92,7 @@ def _model_inputs(
     t: Tensor,
     conditions: Conditions,
 ) -> dict[str, Tensor | None]:
-    """The inputs that both networks share. Text positions are zero, as in FLUX.1."""
+    """The inputs that both networks have in common. Text positions are zero, as in FLUX.1."""
     batch, config, prompt = len(x_t), model.config, conditions.prompt
     pooled = conditions.pooled
     if pooled is None:

@@ -1,4 +1,4 @@
-"""The visual prompt c_v = Redux(SigLIP(image)): what a photo shows, without words (paper 4.1.2)."""
+"""The visual prompt c_v = Redux(SigLIP(image)), which replaces a text prompt (paper 4.1.2)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 
 def preprocess(image_processor: BaseImageProcessor, rgb: Tensor) -> Tensor:
-    """Normalized pixels (B, 3, S, S) for the vision tower, of ``rgb`` (B, 3, H, W) in [0, 1].
+    """Normalized pixels (B, 3, S, S) for the vision tower, from ``rgb`` (B, 3, H, W) in [0, 1].
 
-    SigLIP squashes the whole picture to its square: nothing is cropped away. The picture goes
-    through 8 bits, since the processor rescales floats a second time.
+    SigLIP resizes the picture to a square without cropping. The picture is converted to 8 bits,
+    since the processor would rescale floats a second time.
     """
     images = (rgb.clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
     return image_processor.preprocess(
@@ -24,7 +24,7 @@ def preprocess(image_processor: BaseImageProcessor, rgb: Tensor) -> Tensor:
 def image_tokens(
     image_encoder: PreTrainedModel, image_processor: BaseImageProcessor, rgb: Tensor
 ) -> Tensor:
-    """The vision tower's last hidden state (B, tokens, D) of ``rgb`` (B, 3, H, W) in [0, 1]."""
+    """The vision tower's last hidden state (B, tokens, D) for ``rgb`` (B, 3, H, W) in [0, 1]."""
     parameter = next(image_encoder.parameters())
     pixels = preprocess(image_processor, rgb).to(parameter.device, parameter.dtype)
     return image_encoder(pixel_values=pixels).last_hidden_state
@@ -36,16 +36,16 @@ def visual_prompt(
     redux: ReduxImageEncoder,
     rgb: Tensor,
 ) -> Tensor:
-    """c_v (B, tokens, width of the transformer's context) of ``rgb`` (B, 3, H, W) in [0, 1]."""
+    """c_v (B, tokens, width of the transformer's context) for ``rgb`` (B, 3, H, W) in [0, 1]."""
     return prompt_from_tokens(redux, image_tokens(image_encoder, image_processor, rgb))
 
 
 def prompt_from_tokens(redux: ReduxImageEncoder, tokens: Tensor) -> Tensor:
-    """c_v (B, tokens, width of the transformer's context) of image tokens (B, tokens, D)."""
+    """c_v (B, tokens, width of the transformer's context) from image tokens (B, tokens, D)."""
     return redux(tokens.to(redux.dtype)).image_embeds
 
 
 def after_text_tokens(prompt: Tensor, text_tokens: int) -> Tensor:
-    """The prompt (B, T, D) behind ``text_tokens`` zero tokens, as diffusers has it without text."""
+    """The prompt (B, T, D) after ``text_tokens`` zero tokens, as in diffusers without a text."""
     text = prompt.new_zeros(prompt.shape[0], text_tokens, prompt.shape[2])
     return torch.cat([text, prompt], dim=1)

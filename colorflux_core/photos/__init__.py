@@ -1,1 +1,1 @@
-"""Photos: image files to tensors and back, color, and resizing to the model's canvas and back."""
+"""Photos: finding, reading and writing image files, color, and resizing to the canvas and back."""

@@ -1,18 +1,13 @@
-"""The canvas: the size at which the model works. torch is imported only where photos are resized,
-so that commands can describe their flags without it."""
+"""The canvas: the size at which the model works. Without torch, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..errors import ColorFluxError
 from ..options import Options, setting
-
-if TYPE_CHECKING:
-    from .resize import Resizing
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -25,9 +20,9 @@ MULTIPLE = 16
 class Canvas(Options):
     """The size at which the model works.
 
-    ``mode`` is ``"square"`` (the paper: any photo becomes ``pixels`` x ``pixels``), ``"aspect"``
-    (the photo's proportions at about as many pixels) or a size such as ``"768x1024"``, width
-    first. All sides are multiples of 16.
+    ``mode`` is ``"square"`` (as in the paper, ``pixels`` x ``pixels``), ``"aspect"`` (the photo's
+    aspect ratio with about as many pixels) or a size such as ``"768x1024"``, width first. All sides
+    are multiples of 16.
 
     Raises:
         ColorFluxError: for any other mode, or a side that is not a positive multiple of 16.
@@ -47,12 +42,13 @@ class Canvas(Options):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         explicit = self._explicit_size()
         if self.mode not in ("square", "aspect") and explicit is None:
             raise ColorFluxError(
                 f"The canvas must be square, aspect or WIDTHxHEIGHT, not {self.mode!r}: set canvas."
             )
-        for side in explicit or (self.pixels,):
+        for side in explicit or ():
             if side < MULTIPLE or side % MULTIPLE:
                 raise ColorFluxError(
                     f"The canvas has a side of {side} pixels: set canvas to multiples of "
@@ -62,12 +58,6 @@ class Canvas(Options):
     def _explicit_size(self) -> Size | None:
         match = re.fullmatch(r"(\d+)x(\d+)", self.mode)
         return (int(match[2]), int(match[1])) if match else None
-
-    def resizing(self, original: Size) -> Resizing:
-        """How a photo of this size gets to the canvas and back."""
-        from .resize import Resizing
-
-        return Resizing(original, self.size(original))
 
     def size(self, original: Size) -> Size:
         """The canvas for a photo of this size."""
@@ -81,5 +71,5 @@ class Canvas(Options):
         return self._aspect_side(sides[0]), self._aspect_side(sides[1])
 
     def _aspect_side(self, side: float) -> int:
-        longest = self.pixels**2 // MULTIPLE  # Opposite the shortest side there can be.
+        longest = self.pixels**2 // MULTIPLE  # If the other side is MULTIPLE.
         return min(max(round(side / MULTIPLE) * MULTIPLE, MULTIPLE), longest)

@@ -1,4 +1,4 @@
-"""What the paper means by gray, colorful, saturated and faded; all on sRGB values as stored."""
+"""Luminance, colorfulness, saturation and fading as in the paper, all on sRGB values as stored."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..errors import ColorFluxError
 RED, GREEN, BLUE = 0.299, 0.587, 0.114  # ITU-R BT.601 luma
 
 NOTICEABLE_COLOR = 5.0
-"""The colorfulness from which :func:`tone` sees a color, a third of "slightly colorful"."""
+"""The colorfulness from which :func:`tone` detects color, a third of "slightly colorful"."""
 
 
 def unit_range(image: Tensor) -> Tensor:
-    """Samples of any depth (uint8, uint16) as float32 in [0, 1]; floating ones pass as they are."""
+    """Integer samples (uint8, uint16) as float32 in [0, 1]; floating-point ones are unchanged."""
     if image.is_floating_point():
         return image
     return image.to(torch.float32).div_(torch.iinfo(image.dtype).max)
@@ -57,9 +57,9 @@ def ycbcr_to_rgb(ycbcr: Tensor) -> Tensor:
 
 
 def merge_luminance(color_rgb: Tensor, luminance: Tensor) -> Tensor:
-    """The color (CbCr) of ``color_rgb`` (..., 3, H, W) under the given luma (..., 1, H, W).
+    """The color (CbCr) of ``color_rgb`` (..., 3, H, W) with the given luma (..., 1, H, W).
 
-    Clamped to [0, 1]: where the cube has no such color at that luma, the luma gives way.
+    Clamped to [0, 1]; colors that do not exist at a luma therefore change the luma.
     """
     chroma = rgb_to_ycbcr(color_rgb)[..., 1:, :, :]
     return ycbcr_to_rgb(torch.cat([luminance, chroma], dim=-3)).clamp(0, 1)
@@ -68,22 +68,22 @@ def merge_luminance(color_rgb: Tensor, luminance: Tensor) -> Tensor:
 def colorfulness(rgb: Tensor) -> Tensor:
     """Hasler and Suesstrunk 2003, M(3), of each image: (..., 3, H, W) in [0, 1] to (...).
 
-    On the 0..255 scale of the original: 0 is gray, 15 slightly, 33 moderately, 59 quite colorful.
-    The opponent colors keep their sign. The training photos of the paper have 15 or more.
+    On the original's 0..255 scale: 0 is gray, 15 slightly, 33 moderately, 59 quite colorful. The
+    opponent colors keep their sign. The paper's training photos have 15 or more.
     """
     return _colorfulness(_opponents(rgb))
 
 
 def colorfulness_absolute(rgb: Tensor) -> Tensor:
-    """DDColor's variant: :func:`colorfulness` of the opponent colors without their sign.
+    """DDColor's variant: :func:`colorfulness` of the opponent colors' absolute values.
 
-    The spread shrinks and the mean grows, so figures of the two forms cannot be compared.
+    The spread is smaller and the mean larger, so values of the two variants cannot be compared.
     """
     return _colorfulness(_opponents(rgb).abs())
 
 
 def _opponents(rgb: Tensor) -> Tensor:
-    """Red-green and yellow-blue on the 0..255 scale, (..., 2, H * W)."""
+    """Red-green and yellow-blue on a 0..255 scale, (..., 2, H * W)."""
     red, green, blue = (255 * rgb).flatten(-2).unbind(dim=-2)
     return torch.stack([red - green, (red + green) / 2 - blue], dim=-2)
 
@@ -99,11 +99,11 @@ Tone = Literal["gray", "toned", "color"]
 
 
 def tone(rgb: Tensor) -> Tone:
-    """Whether one photo (3, H, W) is gray, toned in a single color, or has colors of its own.
+    """Whether a photo (3, H, W) is gray, toned in one color, or in color.
 
-    Sepia, cyanotypes and yellowed paper are colorful, often above 15, but have one color for each
-    luma: what varies beyond the mean color of its luma is color that was photographed. Measured at
-    256 pixels, where the chroma noise of JPEG files has averaged out.
+    Sepia, cyanotypes and yellowed paper often have a colorfulness above 15, but only one color for
+    each luma. Deviations from the mean color of a luma are photographed color. Measured at 256
+    pixels, which averages out the chroma noise of JPEG files.
     """
     shrink = max(1.0, max(rgb.shape[-2:]) / 256)
     size = [max(1, round(side / shrink)) for side in rgb.shape[-2:]]
@@ -150,7 +150,7 @@ _COMBINATIONS = [
 
 @dataclass(frozen=True)
 class Fading:
-    """What time does to a photo: enhancement factors in the order in which they are applied."""
+    """A simulated fading: enhancement factors in the order in which they are applied."""
 
     steps: tuple[FadingStep, ...]
 
@@ -158,11 +158,11 @@ class Fading:
 def sample_fading(
     rng: random.Random, low: float, high: float, *, overexposure: bool = False
 ) -> Fading:
-    """A random fading (paper 4.2.1): any of the 7 combinations alike, in random order.
+    """A random fading (paper 4.2.1): one of the 7 combinations, equally likely, in random order.
 
     Each factor is uniform in [low, high]; the paper's stages use [0.5, 0.8] and [0.75, 0.95].
-    With ``overexposure`` every second brightness factor f becomes 2 - f, which brightens; the
-    paper's ranges never do.
+    With ``overexposure`` half of the brightness factors f become 2 - f, which brightens; the
+    paper's ranges only darken.
 
     Raises:
         ColorFluxError: unless 0 <= low <= high.
@@ -180,7 +180,7 @@ def sample_fading(
 
 
 def fade(image: Image.Image, fading: Fading) -> Image.Image:
-    """The image after each step of Pillow's ``ImageEnhance``, which the paper names (7.3)."""
+    """Apply a fading with Pillow's ``ImageEnhance``, as the paper does (7.3)."""
     for operation, factor in fading.steps:
         image = _ENHANCERS[operation](image).enhance(factor)
     return image

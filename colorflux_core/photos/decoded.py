@@ -33,6 +33,6 @@ def require_size(width: int, height: int, max_megapixels: float) -> None:
         raise ValueError("a picture without area")
     if width * height > max_megapixels * 1e6:
         raise TooLarge(
-            f"has {width}x{height} pixels, {width * height / 1e6:.0f} megapixels: allow that "
-            f"many with --max-megapixels."
+            f"has {width}x{height} pixels, {width * height / 1e6:.0f} megapixels: raise "
+            f"the limit with --max-megapixels."
         )

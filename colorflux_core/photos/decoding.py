@@ -133,7 +133,7 @@ def _opened(
 
 @contextmanager
 def _without_pillows_limit() -> Iterator[None]:
-    """Pillow's limit on pixels is the whole process's, so one thread at a time may lift it."""
+    """Disable Pillow's limit on pixels; it is global, so only one thread at a time may do so."""
     with _PILLOWS_LIMIT:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:

@@ -1,4 +1,4 @@
-"""Photo files to sRGB tensors and back, without losing what the file knew about the photo."""
+"""Photo files to sRGB tensors and back, with bit depth, metadata and resolution preserved."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ MAX_MEGAPIXELS = 100.0
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A photo as its file held it, upright, in sRGB.
+    """A photo read from a file: upright, in sRGB.
 
     Attributes:
-        path: Of the file read.
-        pixels: (3, H, W), uint8, or uint16 for a source of more than 8 bits; one channel expanded
-            to three where the file is gray. Transparent parts lie on white.
-        is_gray: The file stored one channel; a color file may still look gray.
+        path: The file.
+        pixels: (3, H, W), uint8, or uint16 for files of more than 8 bits. Gray files have three
+            equal channels; transparent parts are on white.
+        is_gray: Whether the file has one channel; a color file may still look gray.
         metadata: What the file says about the photo.
-        format: Of the file read, as Pillow names it.
+        format: Pillow's name of the file format.
         remarks: What of the file could not be kept, such as "2 further pages left out".
     """
 
@@ -82,7 +82,7 @@ class Photo:
 
     @property
     def rgb(self) -> Tensor:
-        """(3, H, W), float32 in [0, 1]; made anew each time."""
+        """(3, H, W), float32 in [0, 1]; computed on each access."""
         return unit_range(self.pixels)
 
 
@@ -97,7 +97,7 @@ def readable_suffixes() -> list[str]:
 
 
 def is_photo_file(path: Path) -> bool:
-    """Whether a folder run should try this path: by its suffix, hidden files left out."""
+    """Whether the path is a visible file with the suffix of a photo that can be read."""
     visible = not path.name.startswith(".")
     return visible and is_readable_suffix(path.suffix) and path.is_file()
 
@@ -110,8 +110,8 @@ def load_photo(path: str | Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> P
     color profile, or PNG's gamma, converted to sRGB.
 
     Raises:
-        ColorFluxError: when the file is missing, no photo, damaged, or larger than max_megapixels,
-            which is checked before anything is decoded.
+        ColorFluxError: when the file is missing, not a photo, damaged, or larger than
+            ``max_megapixels``, which is checked before decoding.
     """
     path = Path(path)
     try:
@@ -124,15 +124,15 @@ def load_photo(path: str | Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> P
         raise ColorFluxError(f"{path} does not exist.") from error
     except UnidentifiedImageError as error:
         raise ColorFluxError(
-            f"{path} is not a photo, or its beginning is damaged: {_kinds()} files can be read."
+            f"{path} is not a photo, or its header is damaged: {_kinds()} files can be read."
         ) from error
     except MemoryError as error:
-        raise ColorFluxError(f"{path} does not fit into memory: make it smaller.") from error
+        raise ColorFluxError(f"{path} does not fit into memory: reduce its size.") from error
     except DECODING_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ColorFluxError(
-            f"{path} cannot be read ({reason}): it is damaged or incomplete, or of a kind that is "
-            f"not supported. Get or save the photo anew, as PNG for example."
+            f"{path} cannot be read ({reason}): it is damaged, incomplete or not supported. "
+            f"Copy the photo again, or save it as PNG."
         ) from error
 
 
@@ -142,7 +142,7 @@ def _opened(path: Path) -> BinaryIO:
     if path.exists() and not path.is_file():
         raise ColorFluxError(f"{path} is not a file.")
     if path.is_file() and path.stat().st_size == 0:
-        raise ColorFluxError(f"{path} is an empty file: get the photo anew.")
+        raise ColorFluxError(f"{path} is an empty file: copy the photo again.")
     return path.open("rb")
 
 
@@ -171,16 +171,15 @@ def save_photo(
     bit_depth: int | None = None,
     provenance: Provenance | None = None,
 ) -> list[str]:
-    """Write an sRGB photo in the format that the suffix of the path names.
+    """Write an sRGB photo atomically, in the format of the path's suffix.
 
-    JPEG is written at quality 95, 4:4:4. The file appears complete or not at all; one that was
-    there before stays until then.
+    JPEG is written at quality 95, 4:4:4.
 
     Args:
         path: Its suffix is in ``PHOTO_SUFFIXES``.
         rgb: (3, H, W), floating point in [0, 1], uint8 or uint16.
-        like: The photo it was made from: its metadata, its size on paper and its bit depth are
-            kept as far as the format can hold them, and its modification time.
+        like: The original photo: its metadata, print size, bit depth and modification time are
+            kept as far as the format supports them.
         metadata: In place of ``like``'s; its resolution is the result's.
         bit_depth: 8 or 16, which PNG and TIFF can hold; in place of ``like``'s.
         provenance: How it was made, which the file then says.
@@ -243,7 +242,7 @@ def _require_picture(rgb: Any) -> None:
 
 
 def samples_of(rgb: Tensor, bits: int) -> NDArray[Any]:
-    """(3, H, W) as (H, W, 3) of 8 or 16 bits, a channel at a time for the sake of large scans."""
+    """(3, H, W) as (H, W, 3) of 8 or 16 bits, channel by channel to save memory on large scans."""
     dtype, top = (np.uint8, 255) if bits == 8 else (np.uint16, 65535)
     if not rgb.is_floating_point() and torch.iinfo(rgb.dtype).bits == bits:
         return rgb.permute(1, 2, 0).cpu().contiguous().numpy()
@@ -269,7 +268,7 @@ def _write(
     if samples.dtype == np.uint16:
         png.write_sixteen_bit(file, samples, chunks)
         return
-    # In memory first: Pillow's own writing to a file tells no reason when it fails.
+    # Encode in memory: Pillow gives no reason when it cannot write to a file.
     encoded = io.BytesIO()
     image = Image.fromarray(samples)
     if file_format == "JPEG":

@@ -1,11 +1,10 @@
-"""To the model's canvas and back to the photo's own size, with the photo's own fine detail.
+"""Resize photos to the model's canvas and back, with the photo's own fine detail.
 
-The model sees a photo at its canvas and returns colors and a tone scale (Pro-DPO restores
-brightness and contrast), but no detail finer than that. Coming back, :meth:`Resizing.back` takes
-the coarse picture from the model and the detail from the full-size original, scaled by how much
-more contrast the model gave to that neighbourhood. The scale is the slope of the local linear
-model of the guided filter (He, Sun and Tang 2013), fitted at canvas size and applied at full size
-as in the fast guided filter (He and Sun 2015).
+The model works at canvas size and returns colors and tones (Pro-DPO restores brightness and
+contrast), but no finer detail. :meth:`Resizing.back` takes the coarse picture from the model and
+the detail from the full-size original, scaled by the model's change of local contrast. The scale
+is the slope of the local linear model of the guided filter (He, Sun and Tang 2013), fitted at
+canvas size and applied at full size as in the fast guided filter (He and Sun 2015).
 """
 
 from __future__ import annotations
@@ -18,33 +17,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ColorFluxError
-from .canvas import Size
+from .canvas import Canvas, Size
 from .color import luminance, rgb_to_ycbcr, unit_range, ycbcr_to_rgb
 
 RESOLVED_RADIUS = 4
-"""Canvas pixels: what a box of this radius smooths away is detail, taken from the original."""
+"""Canvas pixels: detail is what a box filter of this radius removes."""
 
 WINDOW_RADIUS = 8
-"""Canvas pixels: the neighbourhood in which the model's change of contrast is measured."""
+"""Canvas pixels: radius of the window in which the change of contrast is measured."""
 
 LUMA_RIDGE, CHROMA_RIDGE, OVERALL_RIDGE = 1e-3, 3e-2, 1e-5
-"""Variances of luma (in [0, 1]) below which a window says little about its change of contrast,
-or about its color, and a whole photo about its change of contrast."""
+"""Ridge parameters: variances of luma (in [0, 1]) below which the slope of a window's luma or
+chroma, or of the full photo's luma, is not reliable."""
 
 STRIP_PIXELS = 2**20
-"""Full-size pixels that are worked on at a time."""
+"""Full-size pixels processed at a time."""
 
 
 @dataclass(frozen=True)
 class Resizing:
-    """One photo's way to the canvas and back, both (height, width)."""
+    """The resizing of a photo to the canvas and back; both sizes are (height, width)."""
 
     original: Size
     canvas: Size
 
+    @classmethod
+    def onto(cls, canvas: Canvas, original: Size) -> Resizing:
+        """The resizing of a photo of size ``original`` to ``canvas``."""
+        return cls(original, canvas.size(original))
+
     def to_canvas(self, image: Tensor) -> Tensor:
-        """The photo ([N,] C, H, W), of any depth, at canvas size: float32 in [0, 1]."""
-        # Channel by channel, so that a scan is never held in float32 as a whole.
+        """The photo ([N,] C, H, W), of any bit depth, at canvas size: float32 in [0, 1]."""
+        # Channel by channel, so that large scans are never completely in float32.
         return torch.cat(
             [_resize(unit_range(channel), self.canvas) for channel in image.split(1, dim=-3)],
             dim=-3,
@@ -54,16 +58,16 @@ class Resizing:
         """The model's image ([N,] 3, h, w) in [0, 1] at the photo's own size, ([N,] 3, H, W).
 
         Args:
-            image: What the model made, at canvas size.
-            original: The photo before :meth:`to_canvas`, ([N,] 3, H, W), of any depth; needed
-                for detail, which is added strip by strip so that scans fit into memory.
+            image: The model's result, at canvas size.
+            original: The photo before :meth:`to_canvas`, ([N,] 3, H, W), of any bit depth; required
+                for detail, which is added in strips so that large scans fit into memory.
             detail: 0 only resizes; 1 takes all detail finer than ``RESOLVED_RADIUS`` from the
-                original, at the contrast that the model gives to its surroundings. Colors, and
-                brightness and contrast of everything larger, are the model's.
+                original, with the model's local contrast. Colors, brightness and coarse contrast
+                are always the model's.
 
         Raises:
-            ColorFluxError: for a detail outside [0, 1], or above 0 without an original of the
-                size that this record is for.
+            ColorFluxError: for a detail outside [0, 1], or above 0 without an original of the right
+                size.
         """
         if not 0 <= detail <= 1:
             raise ColorFluxError(f"detail must be between 0 and 1, not {detail}.")
@@ -74,7 +78,7 @@ class Resizing:
             given = "none" if original is None else "x".join(map(str, original.shape[-2:]))
             raise ColorFluxError(
                 f"detail {detail} needs the original photo of {self.original[0]}x"
-                f"{self.original[1]} pixels, and was given {given}: set detail to 0."
+                f"{self.original[1]} pixels, not {given}: set detail to 0."
             )
         maps = _detail_maps(luminance(self.to_canvas(original)), rgb_to_ycbcr(image))
         for rows in self._strips():
@@ -102,14 +106,14 @@ def _resize(image: Tensor, size: Size) -> Tensor:
 
 
 def _detail_maps(guide: Tensor, ycbcr: Tensor) -> Tensor:
-    """What :meth:`Resizing.back` needs to know of each neighbourhood, (..., 5, h, w).
+    """The maps for :meth:`Resizing.back` at canvas size, (..., 5, h, w).
 
     The model's coarse luma, the original's coarse luma, and the gain from the original's detail
-    to the model's Y, Cb and Cr: the slopes of a ridge regression on the original's luma over the
-    window, both sides coarse, for the model's own fine detail is what cannot be trusted. Ridge
-    regression shrinks a slope where the guide is flat: Y's towards the slope over the whole
-    image, so that flat but textured surfaces change their contrast like the rest, Cb's and Cr's
-    to none, which leaves the model's color alone there.
+    to the model's Y, Cb and Cr. The gains are the slopes of a ridge regression on the original's
+    luma over the window. Both are smoothed first, since the model's own fine detail is not
+    reliable. In flat areas the ridge shrinks the slope of Y to that of the full image, so that
+    flat but textured surfaces change their contrast like the rest, and the slopes of Cb and Cr to
+    zero, which keeps the model's color.
     """
     guide, image = _box(guide, RESOLVED_RADIUS), _box(ycbcr, RESOLVED_RADIUS)
     luma_only = guide.new_tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
@@ -136,7 +140,7 @@ def _box(values: Tensor, radius: int) -> Tensor:
 
 
 def _upsample_rows(maps: Tensor, size: Size, rows: slice) -> Tensor:
-    """These rows of the maps' bilinear interpolation to the size, the same in any partition."""
+    """Rows of the maps interpolated bilinearly to the size, independent of the choice of strips."""
     height = maps.shape[-2]
     position = torch.arange(rows.start, rows.stop, dtype=torch.float64, device=maps.device)
     position = ((position + 0.5) * height / size[0] - 0.5).clamp(0, height - 1)

@@ -142,7 +142,7 @@ def test_it_does_not_say_on_which_machine_it_was_made(whole: Path, tmp_path: Pat
 def test_only_the_lora_it_knows_is_saved(whole: Path, tmp_path: Path) -> None:
     pipeline = ColorFluxPipeline.from_pretrained(whole)
     pipeline.load_lora_weights(whole, weight_name=LORA, adapter_name="mine")
-    with pytest.raises(ColorFluxError, match="carries mine"):
+    with pytest.raises(ColorFluxError, match="has the adapters mine"):
         save_bundle(tmp_path, pipeline, SETTINGS)
 
 
@@ -278,7 +278,7 @@ def damage(what: str) -> Callable[[Path], object]:
     ("what", "message"),
     [
         ("no folder", r"no bundle in .*bundle: it has no colorflux.json"),
-        ("no vae", r"vae is missing: there is no .*bundle/vae"),
+        ("no vae", r"vae is missing: .*bundle/vae does not exist"),
         ("no scheduler", r"scheduler is missing: .*bundle/scheduler"),
         ("no feature extractor", r"feature_extractor is missing: .*bundle/feature_extractor"),
         ("no weights", r"transformer cannot be read .*bundle/transformer: .*safetensors"),
@@ -289,18 +289,18 @@ def damage(what: str) -> Callable[[Path], object]:
         ("broken config", r"vae cannot be read from .*bundle/vae"),
         ("unknown tower", r"bundle/image_encoder holds a clip"),
         ("version", r"colorflux.json has format_version 2.* reads 1: update"),
-        ("unknown setting", r"colorflux.json has bad settings: .*stepps"),
-        ("bad setting", r"colorflux.json has bad settings: steps is 0"),
-        ("wrong type", r"colorflux.json has bad settings: .*str"),
-        ("bad canvas", r"colorflux.json has bad settings: .*100"),
-        ("settings list", r"colorflux.json has bad settings"),
+        ("unknown setting", r"colorflux.json has invalid settings: .*stepps"),
+        ("bad setting", r"colorflux.json has invalid settings: steps is 0"),
+        ("wrong type", r"colorflux.json has invalid settings: .*str"),
+        ("bad canvas", r"colorflux.json has invalid settings: .*100"),
+        ("settings list", r"colorflux.json has invalid settings"),
         ("truncated", r"transformer cannot be read from .*bundle/transformer"),
         ("truncated tower", r"image_encoder cannot be read from .*bundle/image_encoder"),
         ("empty", r"image_embedder cannot be read from .*bundle/image_embedder"),
         ("missing tensor", r"bundle/image_embedder lacks redux_up.bias"),
         ("wrong shape", r"bundle/transformer .* x_embedder.weight: \(128, 60\).*\(128, 64\)"),
-        ("nan", r"bundle/transformer holds NaN .* in proj_out.weight"),
-        ("infinite", r"bundle/image_encoder holds .*infinite.* in stem.weight"),
+        ("nan", r"bundle/transformer has NaN .* in proj_out.weight"),
+        ("infinite", r"bundle/image_encoder has .*infinite.* in stem.weight"),
         ("nan lora", r"bundle/pro_dpo.safetensors .*NaN"),
         ("another model", r"image_embedder and .*transformer are for different models: .* 16"),
         ("lora for another", r"bundle/pro_dpo.safetensors is for another model"),
@@ -352,7 +352,7 @@ def test_parts_come_from_single_files(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_missing_part_is_named(whole: Path) -> None:
-    with pytest.raises(ColorFluxError, match="controlnet is missing: there is no nowhere"):
+    with pytest.raises(ColorFluxError, match="controlnet is missing: nowhere does not exist"):
         assemble(
             transformer=whole,
             vae=whole,

@@ -230,8 +230,8 @@ def test_files_that_are_something_else(tmp_path: Path, monkeypatch: pytest.Monke
         ("image_embedder", transformer, "image_embedder cannot be read .* no 'redux_up.weight'"),
         ("controlnet", transformer, "lacks controlnet_"),
         ("transformer", controlnet, "lacks norm_out"),
-        ("controlnet", few, rf"lacks {list(controlnet)[-1]} \(1 such\)"),
-        ("controlnet", wrong, r"wrong shape at x_embedder.bias: \(7,\), where \(128,\) belongs"),
+        ("controlnet", few, rf"lacks {list(controlnet)[-1]} \(1 in total\)"),
+        ("controlnet", wrong, r"wrong shape at x_embedder.bias: \(7,\) instead of \(128,\)"),
         ("vae", tiny_vae().state_dict(), "wrong shape at decoder.conv_in.bias"),
         ("image_encoder", transformer, "lacks"),
     ):

@@ -186,7 +186,7 @@ def test_scores_of_what_is_not_compared(run: Run, score: Score) -> None:
         ("--method Gray=bench --workers -1", ["--workers"]),
         ("--method Gray=bench --seed -1", ["--seed"]),
         ("--method Ours=bundle:bundle --method Other=bundle:nowhere", ["nowhere"]),
-        ("--method A/B=bundle:bundle --method A?B=bundle:bundle", ["a folder each"]),
+        ("--method A/B=bundle:bundle --method A?B=bundle:bundle", ["separate folders"]),
         ("--method Gray=bench --features photos", ["--features photos"]),
         ("--method Gray=bench --lpips photos", ["--lpips photos"]),
         ("--method Gray=bench --lower FID", ["--lower FID"]),

@@ -148,8 +148,12 @@ class Pair:
 
     def against(self, winner: Tensor, loser: Tensor, beta_t: Tensor) -> PreferenceTerms:
         """For what a policy predicts."""
-        reference = self.reference_winner, self.reference_loser
-        return preference_terms(winner, loser, *reference, self.winner, self.loser, beta_t)
+        return preference_terms(
+            torch.cat([winner, loser]),
+            torch.cat([self.reference_winner, self.reference_loser]),
+            torch.cat([self.winner, self.loser]),
+            beta_t,
+        )
 
     def terms(self, winner: float, loser: float, beta: float | Tensor = 1.0) -> PreferenceTerms:
         """For a policy that is so far on the way from the reference to the target."""
@@ -170,8 +174,10 @@ def test_a_policy_equal_to_its_reference_has_ln_2_and_ties(beta: float) -> None:
 
 def test_against_the_equation_by_hand() -> None:
     """The winner's error falls from 4 to 1, the loser's rises from 9 to 16; beta is 1/5."""
-    one = torch.ones(1, 1, 1)
-    terms = preference_terms(one, 4 * one, 2 * one, 3 * one, 0 * one, 0 * one, torch.tensor([0.2]))
+    policy, reference = torch.tensor([1.0, 4]), torch.tensor([2.0, 3])
+    terms = preference_terms(
+        policy[:, None, None], reference[:, None, None], torch.zeros(2, 1, 1), torch.tensor([0.2])
+    )
     assert terms.margin.item() == pytest.approx(10)  # -((1 - 4) - (16 - 9))
     assert terms.logit.item() == pytest.approx(1)
     assert terms.loss.item() == pytest.approx(math.log(1 + math.exp(-1)))

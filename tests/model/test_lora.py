@@ -299,7 +299,7 @@ BAD: dict[str, tuple[Callable[[State], State], str]] = {
     ),
     "one module twice": (
         lambda s: s | {f"base_model.model.{k}": v.clone() for k, v in s.items()},
-        "twice",
+        "occurs twice",
     ),
     "two ranks": (lambda s: s | {f"{TO_Q}.lora_A.weight": torch.zeros(2, 128)}, "do not match"),
     "NaN": (lambda s: s | {f"{TO_Q}.lora_B.weight": torch.full((128, RANK), torch.nan)}, "NaN"),
@@ -318,14 +318,14 @@ BAD: dict[str, tuple[Callable[[State], State], str]] = {
             "lora_unet_single_blocks_0_linear1.lora_down.weight": torch.ones(RANK, 128),
             "lora_unet_single_blocks_0_linear1.lora_up.weight": torch.ones(7 * 128, RANK),
         },
-        "diffusers knows no such",
+        "diffusers does not know this LoRA format",
     ),
     "kohya for Stable Diffusion": (
         lambda s: {
             "lora_unet_mid_block_attn_to_q.lora_down.weight": torch.ones(RANK, 8),
             "lora_unet_mid_block_attn_to_q.lora_up.weight": torch.ones(8, RANK),
         },
-        "diffusers knows no such",
+        "diffusers does not know this LoRA format",
     ),
 }
 

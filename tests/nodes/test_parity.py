@@ -17,6 +17,7 @@ from colorflux_core.bundles.components import FLUX_SCHEDULE
 from colorflux_core.model.colorization import colorize
 from colorflux_core.model.flow import set_timesteps
 from colorflux_core.photos.canvas import Canvas
+from colorflux_core.photos.resize import Resizing
 from tests.nodes.node_runs import run
 from tests.nodes.pack import need_comfyui
 
@@ -56,7 +57,7 @@ def headless(
     bundle = headless_nano()
     rgb = images.movedim(-1, 1)
     (decoded,) = bundle.pipeline(
-        canvas.resizing((rgb.shape[-2], rgb.shape[-1])).to_canvas(rgb),
+        Resizing.onto(canvas, (rgb.shape[-2], rgb.shape[-1])).to_canvas(rgb),
         reference=None if reference is None else reference.movedim(-1, 1),
         text_tokens=bundle.settings.text_tokens,
         generator=torch.Generator("cpu").manual_seed(0),

@@ -35,7 +35,7 @@ def psnr(image: Tensor, truth: Tensor) -> float:
 @pytest.mark.parametrize("detail", [0.0, 0.7])
 def test_every_size_comes_back(canvas: Canvas, size: tuple[int, int], detail: float) -> None:
     photo = torch.rand(3, *size)
-    resizing = canvas.resizing(size)
+    resizing = Resizing.onto(canvas, size)
     small = resizing.to_canvas(photo)
     assert small.shape == (3, *resizing.canvas)
     back = resizing.back(small, photo, detail)
@@ -46,8 +46,8 @@ def test_every_size_comes_back(canvas: Canvas, size: tuple[int, int], detail: fl
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("pixels", [16, 256, 1024])
 def test_sides_of_a_canvas(size: tuple[int, int], pixels: int) -> None:
-    assert Canvas("square", pixels).resizing(size).canvas == (pixels, pixels)
-    height, width = Canvas("aspect", pixels).resizing(size).canvas
+    assert Resizing.onto(Canvas("square", pixels), size).canvas == (pixels, pixels)
+    height, width = Resizing.onto(Canvas("aspect", pixels), size).canvas
     assert height % 16 == width % 16 == 0 and min(height, width) >= 16
     assert height * width <= 1.6 * pixels**2
     if max(size) < 3 * min(size) and pixels >= 256:
@@ -56,7 +56,7 @@ def test_sides_of_a_canvas(size: tuple[int, int], pixels: int) -> None:
 
 
 def test_explicit_canvas_is_width_first() -> None:
-    assert Canvas("768x1024").resizing((10, 10)).canvas == (1024, 768)
+    assert Resizing.onto(Canvas("768x1024"), (10, 10)).canvas == (1024, 768)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_bad_canvas_names_the_setting(mode: str, pixels: int) -> None:
 def test_depths_agree() -> None:
     photo = torch.randint(0, 256, (3, 40, 30), dtype=torch.uint8)
     deep = (photo.int() * 257).to(torch.uint16)
-    resizing = Canvas("square", 32).resizing((40, 30))
+    resizing = Resizing.onto(Canvas("square", 32), (40, 30))
     for other in (deep, photo / 255):
         assert torch.allclose(resizing.to_canvas(photo), resizing.to_canvas(other), atol=1e-6)
         model = torch.rand(3, 32, 32)
@@ -88,7 +88,7 @@ def test_without_detail_it_is_a_plain_resize() -> None:
 @pytest.mark.parametrize("size", [(203, 301), (24, 31)])
 def test_an_unchanged_photo_comes_back_as_it_was(size: tuple[int, int]) -> None:
     photo = scene(*size)
-    resizing = Canvas("square", 64).resizing(size)
+    resizing = Resizing.onto(Canvas("square", 64), size)
     back = resizing.back(resizing.to_canvas(photo), photo, 1.0)
     assert torch.allclose(luminance(back), luminance(photo), atol=2e-3)
 
@@ -96,7 +96,7 @@ def test_an_unchanged_photo_comes_back_as_it_was(size: tuple[int, int]) -> None:
 def test_contrast_and_brightness_of_the_model_survive_with_full_size_detail() -> None:
     truth = scene(256, 320)
     faded = 0.3 + 0.5 * truth
-    resizing = Canvas("aspect", 64).resizing((256, 320))
+    resizing = Resizing.onto(Canvas("aspect", 64), (256, 320))
     model = resizing.to_canvas(truth)
     plain, detailed = resizing.back(model), resizing.back(model, faded, 1.0)
     assert psnr(luminance(plain), luminance(truth)) < 32
@@ -107,7 +107,7 @@ def test_contrast_and_brightness_of_the_model_survive_with_full_size_detail() ->
 
 def test_detail_lost_by_the_model_at_canvas_size_comes_back_too() -> None:
     truth = scene(64, 64)
-    resizing = Canvas("square", 64).resizing((64, 64))
+    resizing = Resizing.onto(Canvas("square", 64), (64, 64))
     blurred = F.avg_pool2d(truth, 5, 1, 2, count_include_pad=False)
     back = resizing.back(blurred, truth, 1.0)
     assert psnr(luminance(back), luminance(truth)) > psnr(luminance(blurred), luminance(truth)) + 12
@@ -115,7 +115,7 @@ def test_detail_lost_by_the_model_at_canvas_size_comes_back_too() -> None:
 
 def test_color_stays_the_models() -> None:
     photo = luminance(scene(200, 260)).expand(3, -1, -1)
-    resizing = Canvas("square", 64).resizing((200, 260))
+    resizing = Resizing.onto(Canvas("square", 64), (200, 260))
     model = resizing.to_canvas(scene(200, 260))
     plain, detailed = (rgb_to_ycbcr(resizing.back(model, photo, d))[1:] for d in (0.0, 1.0))
     assert torch.allclose(plain.mean((-2, -1)), detailed.mean((-2, -1)), atol=1e-3)
@@ -125,7 +125,7 @@ def test_color_stays_the_models() -> None:
 def test_noise_of_a_flat_original_is_not_amplified() -> None:
     photo = 0.5 + 0.01 * torch.randn(3, 256, 256)
     model = torch.rand(3, 64, 64)
-    resizing = Canvas("square", 64).resizing((256, 256))
+    resizing = Resizing.onto(Canvas("square", 64), (256, 256))
     smooth = resizing.back(model, torch.full_like(photo, 0.5), 1.0)
     added = luminance(resizing.back(model, photo, 1.0)) - luminance(smooth)
     assert added.std() < 3 * luminance(photo).std()

@@ -163,7 +163,7 @@ def with_another_adapter(published: dict[str, Any]) -> str:
 
 def with_a_wrong_shape(published: dict[str, Any]) -> str:
     published["state_dict_unet"]["conv_in.weight"] = torch.zeros(16, 4, 1, 1)
-    return "(16, 4, 1, 1), where (16, 4, 3, 3)"
+    return "(16, 4, 1, 1) instead of (16, 4, 3, 3)"
 
 
 def with_a_wrong_rank(published: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ import torch
 
 from colorflux_core.cli.flags import described
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.options import settings
+from colorflux_core.options import Options, settings
 from tests.training.tiny_training import CANVAS, Setup
 from training import basic_color, pretrain, pro_dpo, structure
 from training.basic_color import BasicColorConfig
 from training.bundle import BundleConfig
-from training.config import Config, known_settings, parse
+from training.config import known_settings, parse
 from training.launch import run_command
 from training.nano.flux import FluxConfig
 from training.nano.vae import VaeConfig
@@ -35,7 +35,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS: dict[str, type[Config]] = {
+CONFIGS: dict[str, type[Options]] = {
     "structure": StructureConfig,
     "basic_color": BasicColorConfig,
     "pro_dpo": ProDpoConfig,
@@ -250,7 +250,7 @@ def test_a_default_of_its_own_changes_nothing_else_of_a_setting(name: str) -> No
     """A stage's learning rate, say, is as free and as bounded as any."""
     own = {field.name: field for field in fields(CONFIGS[name])}
     for base in CONFIGS[name].__mro__:
-        for field in fields(base) if issubclass(base, Config) else ():
+        for field in fields(base) if is_dataclass(base) else ():
             for kind in ("range", "may_change"):
                 assert own[field.name].metadata[kind] == field.metadata[kind], field.name
 

@@ -19,7 +19,7 @@ from tests.training.tiny_training import CANVAS, COLORFUL, TRAIN, Setup
 from training.data.pictures import Picture, gray, pixels, training_pictures
 from training.encode.encoding import color_statistics
 from training.models.parts import Parts, feature_extractor
-from training.pro_dpo import ProDpoConfig, losers, well_exposed
+from training.pro_dpo import ProDpoConfig, colorful_and_exposed, losers
 
 Encoded = dict[str, Tensor]
 
@@ -77,7 +77,7 @@ def test_basic_color_sees_the_gray_photo_of_colorful_ones(
 
 def chosen(config: ProDpoConfig) -> list[Picture]:
     candidates = training_pictures(config, "pro_dpo")
-    fit = well_exposed(color_statistics(config, candidates), config)
+    fit = colorful_and_exposed(color_statistics(config, candidates), config)
     return [picture for picture, fits in zip(candidates, fit.tolist(), strict=True) if fits]
 
 
@@ -98,8 +98,8 @@ def test_pro_dpo_pairs_photos_with_their_faded_selves(
     assert half == len(winners)
     assert same(inputs["winner"], encoded(pixels(winners * 2))["latents"])
     assert same(inputs["loser"], encoded(faded)["latents"])
-    assert same(inputs["condition"], condition["latents"])
-    assert same(inputs["loser_tokens"], condition["tokens"])
+    assert same(inputs["gray_latents"], condition["latents"])
+    assert same(inputs["gray_tokens"], condition["tokens"])
     assert not same(inputs["winner"], inputs["loser"])
     assert same(inputs["winner"][:half], inputs["winner"][half:])
     assert not any(map(torch.equal, faded[:half], faded[half:]))
@@ -118,8 +118,8 @@ def test_losers_made_in_the_step_are_told_like_kept_ones(
     assert not same(faded, pixels(winners[:4]))
     assert same(inputs["winner"], encoded(pixels(winners[:4]))["latents"])
     assert same(inputs["loser"], encoded(faded)["latents"])
-    assert same(inputs["condition"], condition["latents"])
-    assert same(inputs["loser_tokens"], condition["tokens"])
+    assert same(inputs["gray_latents"], condition["latents"])
+    assert same(inputs["gray_tokens"], condition["tokens"])
 
 
 def test_photos_are_chosen_by_colorfulness_saturation_and_value(tmp_path: Path) -> None:

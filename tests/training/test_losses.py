@@ -96,11 +96,11 @@ def test_the_loss_of_pro_dpo_is_eq_4(setup: Setup, tmp_path: Path, schedule: str
             parameter.normal_(std=0.5, generator=random)
     batch = fixed_batch(stage, rows)
     noise, t = batch["noise"], batch["t"]
-    c_v = stage.redux(batch["loser_tokens"].float()).image_embeds
+    c_v = stage.redux(batch["gray_tokens"].float()).image_embeds
     parts = stage.trainable, stage.controlnet
 
     def error(x_0: Tensor) -> Tensor:
-        v = predicted(*parts, noisy(x_0, noise, t), t, c_v, batch["condition"])
+        v = predicted(*parts, noisy(x_0, noise, t), t, c_v, batch["gray_latents"])
         return (noise - x_0 - v).square().mean(dim=(1, 2))
 
     winner, loser = error(batch["winner"]), error(batch["loser"])

@@ -131,7 +131,7 @@ def test_token_dropout_hides_channels_from_redux_alone(setup: Setup, tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"train": "redux+siglip", "token_dropout": 0.5}, "--token_dropout"),
+        ({"train": "redux+siglip", "token_dropout": 0.5}, "--token-dropout"),
         ({"train": "redux+controlnet", "loss": "distill"}, "--loss distill.*--train redux"),
     ],
 )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from colorflux_core.cli.flags import flag_of
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.options import setting
+from colorflux_core.options import Options, setting
 
-from ..config import DATA, Config
+from ..config import DATA
 
 
 @dataclass
-class PhotoLimits(Config):
+class PhotoLimits(Options):
     """How colorful and how well exposed a photo must be. Structure training uses all photos.
 
     Raises ColorFluxError when a minimum is above its maximum.
@@ -38,6 +39,6 @@ class PhotoLimits(Config):
         for low, high in (("min_saturation", "max_saturation"), ("min_value", "max_value")):
             if getattr(self, low) > getattr(self, high):
                 raise ColorFluxError(
-                    f"--{low.replace('_', '-')} {getattr(self, low)} is above "
-                    f"--{high.replace('_', '-')} {getattr(self, high)}"
+                    f"{flag_of(low)} {getattr(self, low)} is above "
+                    f"{flag_of(high)} {getattr(self, high)}"
                 )

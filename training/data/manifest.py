@@ -1,6 +1,7 @@
 """The manifest: a CSV file that lists the training photos.
 
-The columns ``file`` and ``split`` are required. A column named after a stage holds "yes" for every
+The columns ``file`` and ``split`` are required; ``split`` is "train" or "validation" (for sample
+sheets), and each needs at least one photo. A column named after a stage holds "yes" for every
 photo that the stage may use. The optional column ``hash`` holds the photos' content digests, which
 are otherwise computed from the files. ``training.prepare`` writes all of these columns.
 """

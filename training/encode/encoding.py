@@ -36,14 +36,14 @@ class CachedColumn:
         return self.cache[self.keys[index.row]].to(self.dtype)
 
 
-def latents(parts: Parts, pictures: list[Picture]) -> CachedColumn:
+def cached_latents(parts: Parts, pictures: list[Picture]) -> CachedColumn:
     """Packed latents (L, 64) of each picture in float32, cached as float16 in mixed precision."""
     return cached_column(
         parts.config, "latents", ("vae",), pictures, lambda: latent_encoder(parts), torch.float32
     )
 
 
-def tokens(parts: Parts, pictures: list[Picture]) -> CachedColumn:
+def cached_tokens(parts: Parts, pictures: list[Picture]) -> CachedColumn:
     """The vision tower's tokens (T, D) of each picture, in bfloat16 in mixed precision."""
     return cached_column(
         parts.config,

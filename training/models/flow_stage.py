@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from diffusers import FluxControlNetModel, FluxTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from colorflux_core.model.flow import sample_path, sample_timesteps, squared_error
 from colorflux_core.model.velocity import Conditions, control_residuals, predict_velocity
@@ -12,7 +15,7 @@ from colorflux_core.model.visual_prompt import after_text_tokens
 
 from ..data.rows import Batch
 from ..stage import Columns
-from .parts import Parts, PartsConfig
+from .parts import Parts, PartsConfig, pipeline
 
 
 def flow_error(
@@ -61,14 +64,13 @@ def with_noise(
 
 
 class FlowStage:
-    """Base class of the stages that train with flow matching: noise, conditions, planning."""
+    """Base class of the stages that train with flow matching.
+
+    Columns of a batch: x_0 under the name ``photo``, its gray photo's latents as ``gray_latents``.
+    """
 
     photo = "latents"
-    """Name of the batch column of x_0."""
-
-    @property
-    def columns(self) -> Columns:
-        raise NotImplementedError
+    columns: Columns
 
     def __init__(self, config: PartsConfig, parts: Parts) -> None:
         self.config, self.parts = config, parts
@@ -80,6 +82,43 @@ class FlowStage:
         """Conditions for the visual prompt ``c_v`` (B, T, D), preceded by zero text tokens."""
         prompt = after_text_tokens(c_v, self.config.text_tokens)
         return Conditions(prompt, self.config.latent_size, self.config.guidance)
+
+    def flow_error(
+        self,
+        batch: Batch,
+        c_v: Tensor,
+        transformer: FluxTransformer2DModel,
+        controlnet: FluxControlNetModel | None = None,
+    ) -> Tensor:
+        """`flow_error` (B,) of a prepared batch, given the visual prompt ``c_v`` (B, T, D)."""
+        return flow_error(
+            transformer,
+            batch[self.photo],
+            batch["noise"],
+            batch["t"],
+            self.conditions(c_v),
+            controlnet,
+            batch["gray_latents"] if controlnet is not None else None,
+        )
+
+    def colorizer(self, **models: nn.Module) -> Callable[..., Tensor]:
+        """Colorizes photos (B, 3, S, S) as the stage is trained, for samples, with seed 0.
+
+        ``models`` replace those of the base; the function takes the pipeline's other options.
+        """
+        colorize = pipeline(self.parts, **models)
+
+        def colorized(photos: Tensor, **options: Any) -> Tensor:
+            images: Tensor = colorize(
+                photos,
+                guidance_scale=self.config.guidance,
+                text_tokens=self.config.text_tokens,
+                generator=torch.Generator().manual_seed(0),
+                **options,
+            ).images
+            return images
+
+        return colorized
 
     def blank(self, rows: int) -> Batch:
         """A prepared batch of zeros in the shapes of a real one, for ``--plan``."""

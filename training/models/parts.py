@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import (
@@ -21,6 +21,7 @@ from colorflux_core.bundles.components import (
     load_scheduler,
 )
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.model.flow import TimestepDensity
 from colorflux_core.model.pipeline import ColorFluxPipeline
 from colorflux_core.model.settings import Settings
 from colorflux_core.options import inherit, setting
@@ -49,7 +50,7 @@ class PartsConfig(LoopConfig):
     redux: Path | None = setting(None, "Redux, if not --base's image_embedder", group=MODEL)
     guidance: float = inherit(Settings, "guidance", group=MODEL)
     text_tokens: int = inherit(Settings, "text_tokens", group=MODEL)
-    timestep_density: Literal["logit_normal", "uniform"] = setting(
+    timestep_density: TimestepDensity = setting(
         "logit_normal", "distribution of the timesteps, which the paper does not give", group=LOSS
     )
     frozen: WeightStorage = setting("bfloat16", "storage format of frozen weights", group=MEMORY)

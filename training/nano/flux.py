@@ -24,9 +24,9 @@ from colorflux_core.photos.color import unit_range
 from ..config import MODEL
 from ..data.pictures import Picture, pixels, sample_pictures, training_pictures
 from ..data.rows import Batch, Rows
-from ..encode.encoding import latents, tokens
+from ..encode.encoding import cached_latents, cached_tokens
 from ..models.artifact import save_model
-from ..models.flow_stage import FlowStage, flow_error
+from ..models.flow_stage import FlowStage
 from ..models.parallel import devices
 from ..models.parts import Parts, PartsConfig, pipeline
 from ..stage import Columns, Loss, Sheet, Training
@@ -73,9 +73,8 @@ class FluxStage(FlowStage):
         self.trainable: nn.Module = nn.ModuleDict(self.models)
 
     def loss(self, batch: Batch) -> Loss:
-        conditions = self.conditions(prompt_from_tokens(self.redux, batch["tokens"]))
-        error = flow_error(
-            self.transformer, batch["latents"], batch["noise"], batch["t"], conditions
+        error = self.flow_error(
+            batch, prompt_from_tokens(self.redux, batch["tokens"]), self.transformer
         )
         return error.mean(), {"flow_loss": error}
 
@@ -109,6 +108,6 @@ def flux_training(config: FluxConfig) -> Training:
     chosen, parts = training_pictures(config, "flux"), Parts(config)
     rows = Rows(
         [picture.photo.file for picture in chosen],
-        {"latents": latents(parts, chosen), "tokens": tokens(parts, chosen)},
+        {"latents": cached_latents(parts, chosen), "tokens": cached_tokens(parts, chosen)},
     )
     return Training(FluxStage(config, parts), rows, sample_pictures(config, "flux"))

@@ -39,7 +39,8 @@ class Filters(PhotoLimits):
     )
     validation: float = setting(
         0.02,
-        f"fraction of the photos kept for validation; at least {LEAST_VALIDATION} for each stage",
+        "fraction of the photos kept for validation; at least"
+        f" {LEAST_VALIDATION} for each stage, or a fifth of its photos if that is fewer",
         low=0,
         high=0.9,
         group=DATA,

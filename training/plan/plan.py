@@ -9,7 +9,7 @@ The following is calculated, since running it needs a GPU or several processes:
 - Several devices: with DDP, each holds everything, plus a second copy of the gradients for the
   all-reduce. FSDP2 (``--shard``) shards the trained model, gathers two of its blocks at a time, and
   keeps full gradients between micro-batches.
-- ``--compile_blocks`` is ignored: compiled blocks need no more memory.
+- ``--compile-blocks`` is ignored: compiled blocks need no more memory.
 - `RESERVE` is an assumption, not a measurement.
 
 Photos are encoded and decoded one by one, which needs less memory than a training step.
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from colorflux_core.bundles.components import DIFFUSERS_MODELS
+from colorflux_core.cli.flags import flag_of
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.model.velocity import Conditions, control_residuals, predict_velocity
 
@@ -351,7 +352,7 @@ def suggest_changes(
         without_it = peak(without)
         if without_it <= memory:
             changes, least = without, without_it
-    flags = " ".join(f"--{name} {str(value).lower()}" for name, value in changes.items())
+    flags = " ".join(f"{flag_of(name)} {str(value).lower()}" for name, value in changes.items())
     if least <= memory:
         return f"use {flags}, which needs {least / GIB:.1f}"
     with_all = f"with {flags} it still needs {least / GIB:.1f} or more; " if flags else ""

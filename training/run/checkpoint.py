@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from colorflux_core.cli.flags import flag_of
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.files import atomic_write
 
@@ -38,7 +39,7 @@ def save_checkpoint(folder: Path, step: int, state: State, keep: int) -> None:
     path = folder / "checkpoints" / f"step-{step:07}.pt"
     for leftover in path.parent.glob("*.part"):  # From a process that was killed while saving.
         leftover.unlink()
-    fix = f"make room, then --resume from {newest_name(folder)}"
+    fix = "make room, then repeat the command with --resume"
     with atomic_write(path, fix=fix, make_folder=True) as unfinished:
         tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
         require_room(path.parent, sum(tensor.nbytes for tensor in tensors))
@@ -92,8 +93,13 @@ def require_intact(path: Path) -> None:
 def require_same_settings(saved: State, config: State) -> None:
     """Raises ColorFluxError, naming the first setting that differs from the checkpoint's."""
     for key in sorted(saved.keys() | config.keys()):
+        if saved.get(key) != config.get(key) and key == "manifest":  # A digest of the photos.
+            raise ColorFluxError(
+                "the run to resume was trained on other photos: use its --manifest and photo"
+                " limits, or start a new run with another --output"
+            )
         if saved.get(key) != config.get(key):
             raise ColorFluxError(
-                f"--{key} is {config.get(key)}, but the run to resume has {saved.get(key)}: use"
-                " that value, or start a new run with another --output"
+                f"{flag_of(key)} is {config.get(key)}, but the run to resume has {saved.get(key)}:"
+                " use that value, or start a new run with another --output"
             )

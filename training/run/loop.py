@@ -43,13 +43,10 @@ def train(training: Training, config: LoopConfig) -> None:
     """
     # Devices, batch sizes and the output folder.
     stage, rows, samples = training
+    require_startable(config)
     accelerator = make_accelerator(config)
     micro_batch = config.micro_batch_size(accelerator.num_processes)
     accumulation_steps = config.batch_size // micro_batch // accelerator.num_processes
-    if checkpoints(config.output) and not config.resume:
-        raise ColorFluxError(
-            f"{config.output} already holds a run: use --resume or another --output"
-        )
     try:
         config.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -151,6 +148,22 @@ def prepare_micro_batch(stage: Stage, micro: Batch, seed: int, device: torch.dev
     generators = [generator(seed, position) for position in micro.pop("position").tolist()]
     on_device = {name: column.to(device, non_blocking=True) for name, column in micro.items()}
     return stage.prepare_batch(on_device, generators)
+
+
+def require_startable(config: LoopConfig) -> None:
+    """Check what can be checked before photos are encoded and models are loaded.
+
+    Raises ColorFluxError if the batch cannot be divided, if the tracker is not installed, or if the
+    output already holds a run and ``--resume`` is not given.
+    """
+    config.micro_batch_size(devices().num_processes)
+    trackers = {config.tracker} - {"none"}
+    if not trackers <= {str(tracker) for tracker in get_available_trackers()}:
+        raise ColorFluxError(f"--tracker {config.tracker} is not installed: pip install it")
+    if checkpoints(config.output) and not config.resume:
+        raise ColorFluxError(
+            f"{config.output} already holds a run: use --resume or another --output"
+        )
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:

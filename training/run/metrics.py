@@ -40,11 +40,9 @@ class MetricMeter:
         """Add values (rows,) to the averages of their timesteps' ranges; t (rows,) in [0, 1]."""
         bucket = (t * BUCKETS).long().clamp(max=BUCKETS - 1)
         for index in range(BUCKETS):
-            selected = values.detach().double()[bucket == index]
+            selected = values[bucket == index]
             low, high = index / BUCKETS, (index + 1) / BUCKETS
-            added = torch.stack([selected.sum(), torch.full_like(selected.sum(), len(selected))])
-            key = f"{name}_t/{low:.1f}-{high:.1f}"
-            self.sums[key] = self.sums[key] + added if key in self.sums else added
+            self.add(f"{name}_t/{low:.1f}-{high:.1f}", selected, len(selected))
 
     def over_devices(self, accelerator: Accelerator) -> dict[str, float]:
         """The averages over all devices; metrics without a row are omitted."""

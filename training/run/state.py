@@ -84,7 +84,10 @@ class RunState:
         elif not (math.isfinite(norm) or self.scaler):  # With fp16, the scaler skips such a step.
             problem = f"the gradient norm is {norm}"
         elif ratio and abs(loss) > ratio * abs(mean_loss):
-            problem = f"the loss is {loss:.3g}, more than --max_loss_ratio {ratio:g} times its mean"
+            problem = (
+                f"the loss is {loss:.3g}, more than {ratio:g} times its recent mean"
+                " (--max-loss-ratio)"
+            )
         else:
             self.losses.append(loss)
             return
@@ -92,7 +95,7 @@ class RunState:
         raise ColorFluxError(
             f"{problem} at step {step} on {names}; last good checkpoint:"
             f" {newest_name(self.config.output)}. Check these photos, or start a new run with a"
-            " lower --learning_rate"
+            " lower --learning-rate"
         )
 
     @contextmanager

@@ -26,7 +26,7 @@ from training.data.pictures import Picture, views
 from training.data.rows import Pixels
 from training.encode import cache
 from training.encode.cache import Encode, TensorCache, encode_missing
-from training.encode.encoding import latents, tokens
+from training.encode.encoding import cached_latents, cached_tokens
 from training.models.parts import Parts
 
 
@@ -198,7 +198,7 @@ def test_another_encoder_or_precision_encodes_anew(setup: Setup, tmp_path: Path)
     def encoded(**changes: Any) -> Tensor:
         AcceleratorState._reset_state(reset_partial_state=True)
         config = setup.config("structure", tmp_path, base=base, cache=tmp_path / "cache", **changes)
-        return read(latents(Parts(config), pictures), pictures)
+        return read(cached_latents(Parts(config), pictures), pictures)
 
     def folders() -> int:
         return len(list((tmp_path / "cache").iterdir()))
@@ -227,12 +227,12 @@ def test_the_scale_of_the_latents_is_the_encoders_too(setup: Setup, tmp_path: Pa
     shutil.copytree(setup.folder / "base", base)
     pictures = views(save_photos(tmp_path / "photos", 1), CANVAS, 1, 0)
     config = setup.config("structure", tmp_path, base=base, cache=tmp_path / "cache")
-    first = read(latents(Parts(config), pictures), pictures)
+    first = read(cached_latents(Parts(config), pictures), pictures)
     text = (base / "vae" / "config.json").read_text(encoding="utf-8")
     changed = text.replace('"scaling_factor": 0.3611', '"scaling_factor": 0.7222')
     assert changed != text
     (base / "vae" / "config.json").write_text(changed, encoding="utf-8")
-    second = read(latents(Parts(config), pictures), pictures)
+    second = read(cached_latents(Parts(config), pictures), pictures)
     torch.testing.assert_close(second, 2 * first, atol=4e-3, rtol=2e-3)
 
 
@@ -241,11 +241,11 @@ def test_the_preprocessing_is_the_vision_towers_too(setup: Setup, tmp_path: Path
     shutil.copytree(setup.folder / "base", base)
     pictures = views(save_photos(tmp_path / "photos", 1), CANVAS, 1, 0)
     config = setup.config("structure", tmp_path, base=base, cache=tmp_path / "cache")
-    first = read(tokens(Parts(config), pictures), pictures)
+    first = read(cached_tokens(Parts(config), pictures), pictures)
     file = base / "feature_extractor" / "preprocessor_config.json"
     options = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(options | {"image_mean": [0.2] * 3}), encoding="utf-8")
-    assert not torch.equal(read(tokens(Parts(config), pictures), pictures), first)
+    assert not torch.equal(read(cached_tokens(Parts(config), pictures), pictures), first)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_rows_are_kept_in_as_many_bits_as_are_trained_in(
 ) -> None:
     pictures = views(save_photos(tmp_path / "photos", 1), CANVAS, 1, 0)
     config = setup.config("structure", tmp_path, cache=tmp_path / "cache", precision=precision)
-    kept = latents(Parts(config), pictures), tokens(Parts(config), pictures)
+    kept = cached_latents(Parts(config), pictures), cached_tokens(Parts(config), pictures)
     assert [cached(SampleIndex(0, 0)).dtype for cached in kept] == [torch.float32, of_tokens]
     stored = [cached.cache[pictures[0].key] for cached in kept]
     assert [row.dtype for row in stored] == [of_latents, of_tokens]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from colorflux_core.cli.flags import flag_of
 from colorflux_core.errors import ColorFluxError
 from tests.training.runs import (
     Killed,
@@ -165,7 +166,9 @@ def test_going_on_with_another_setting_is_refused(
     before = contents(tmp_path)
     with pytest.raises(ColorFluxError) as refusal:
         line_run(tmp_path, steps=6, resume=True, **changes)
-    assert str(refusal.value).startswith(f"--{key} is {changes[key]}, but the run to resume has")
+    assert str(refusal.value).startswith(
+        f"{flag_of(key)} is {changes[key]}, but the run to resume has"
+    )
     assert contents(tmp_path) == before
 
 
@@ -188,7 +191,9 @@ def test_going_on_with_another_setting_of_a_stage_is_refused(
     setup: Setup, tmp_path: Path, name: str, key: str, changes: dict[str, Any]
 ) -> None:
     trained_stage(setup, name, tmp_path, steps=1)
-    with pytest.raises(ColorFluxError, match=f"--{key} is {changes[key]}, but the run to resume"):
+    with pytest.raises(
+        ColorFluxError, match=f"{flag_of(key)} is {changes[key]}, but the run to resume"
+    ):
         trained_stage(setup, name, tmp_path, steps=2, resume=True, **changes)
 
 

@@ -123,6 +123,6 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
 def test_a_batch_that_cannot_be_shared_out_is_refused(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    with pytest.raises(ColorFluxError, match=r"--batch_size \d must be a multiple of --micro"):
+    with pytest.raises(ColorFluxError, match=r"--batch-size \d must be a multiple of --micro"):
         line_run(tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()

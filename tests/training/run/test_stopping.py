@@ -85,7 +85,7 @@ def test_a_command_ends_in_one_line(setup: Setup, tmp_path: Path, number: signal
     assert process.returncode == 130
     steps = len(metrics(parted))
     assert saved_steps(parted) == [steps]
-    said = f"stopped and saved after step {steps}; --resume continues"
+    said = f"basic_color: stopped and saved after step {steps}; --resume continues"
     assert errors.splitlines()[-1] == said
     assert "Traceback" not in errors
 
