@@ -181,7 +181,7 @@ def _colorize(args: argparse.Namespace) -> int:
             restored = [cleaning] if args.restore else []
             action = "restored and colorized" if restored else "colorized"
             made = provenance(action, _model_files(args), settings, *restored)
-        return Task(in_color, "colorized", flags, remark, made)
+        return Task(colorize_photo, "colorized", flags, remark, made)
 
     return work_through(PROG, args, load)
 

@@ -21,8 +21,8 @@ from ..photos.canvas import Canvas
 from ..photos.color import Tone, tone
 from ..photos.finding import find_photos
 from ..photos.photo import MAX_MEGAPIXELS, PHOTO_SUFFIXES, Photo, load_photo, save_photo
-from ..photos.xmp import Provenance
 from ..photos.resize import Resizing
+from ..photos.xmp import Provenance
 
 Report = Callable[[str, int, int], None]
 """Progress callback: unit ("step" or "tile"), how many are done, how many there are."""
