@@ -97,11 +97,12 @@ def is_cut(data: bytes, jpeg: Jpeg) -> bool:
     """
     if jpeg.end is None:
         return False  # The decoder reports this one.
-    if _misses_restarts(jpeg):
+    if _misses_scans(jpeg) or _misses_restarts(jpeg):
         return True
     padded = b"".join((memoryview(data)[: jpeg.end], _FILLING, b"\xff\xd9"))
     shrink = 1 if jpeg.frame[0] in _PROGRESSIVE else 8
-    return not np.array_equal(_preview(data, shrink), _preview(padded, shrink))
+    mode = "L" if len(jpeg.scans) == 1 else None  # Otherwise the last scan may hold color.
+    return not np.array_equal(_preview(data, shrink, mode), _preview(padded, shrink, mode))
 
 
 def with_segments(encoded: bytes, segments: Sequence[tuple[int, bytes]]) -> bytes:
@@ -112,6 +113,19 @@ def with_segments(encoded: bytes, segments: Sequence[tuple[int, bytes]]) -> byte
         for marker, content in segments
     )
     return b"".join((encoded[:jfif_end], *added, memoryview(encoded)[jfif_end:]))
+
+
+def _misses_scans(jpeg: Jpeg) -> bool:
+    """Whether a component lacks the full precision of any of its 64 coefficients."""
+    frame = jpeg.frame[1]
+    missing = {frame[at]: set(range(64)) for at in range(6, len(frame) - 2, 3)}
+    for header, _ in jpeg.scans:
+        count = header[0]
+        first, last, precision = header[1 + 2 * count : 4 + 2 * count]
+        if precision & 15 == 0:
+            for component in header[1 : 1 + 2 * count : 2]:
+                missing.get(component, set()).difference_update(range(first, last + 1))
+    return any(missing.values())
 
 
 def _misses_restarts(jpeg: Jpeg) -> bool:
@@ -126,8 +140,9 @@ def _misses_restarts(jpeg: Jpeg) -> bool:
     return jpeg.scans[0][1] < -(-blocks // jpeg.restart_interval) - 1
 
 
-def _preview(data: bytes, shrink: int) -> np.ndarray:
+def _preview(data: bytes, shrink: int, mode: str | None) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-        mode = "L" if image.mode in ("L", "RGB") else None
+        if image.mode == "CMYK":
+            mode = None
         image.draft(mode, (image.width // shrink, image.height // shrink))
         return np.asarray(image)

@@ -79,12 +79,17 @@ def _to_srgb_8(raster: Raster) -> NDArray[np.uint8]:
     color = raster.color
     if alpha is not None and raster.is_premultiplied:
         color = _straight(color, alpha)
+    profile = raster.profile
+    if profile and channels == 1:
+        # LittleCMS's 8-bit curves are off by several levels in the shadows.
+        levels = profiles.gray_table(profile)[::257] / 257
+        color, profile = levels.round().astype(np.uint8)[color], b""
     samples = np.ascontiguousarray(color[..., 0] if channels == 1 else color)
     image = (
         Image.fromarray(samples, _MODES[channels]) if channels == 4 else Image.fromarray(samples)
     )
-    if raster.profile:
-        image = profiles.convert(image, raster.profile)
+    if profile:
+        image = profiles.convert(image, profile)
     if image.mode == "CMYK":
         image = image.convert("RGB")
     if alpha is not None:

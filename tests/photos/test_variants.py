@@ -110,8 +110,14 @@ def seen(variant: Variant, samples: Samples) -> Samples:
         color = white - (white - color) * opacity
     color = np.broadcast_to(color, (HEIGHT, WIDTH, 3))
     for turn in {
-        2: ["h"], 3: ["h", "v"], 4: ["v"], 5: ["t"], 6: ["t", "h"], 7: ["t", "h", "v"], 8: ["t", "v"]
-    }.get(variant.orientation, []):  # fmt: skip
+        2: ["h"],
+        3: ["h", "v"],
+        4: ["v"],
+        5: ["t"],
+        6: ["t", "h"],
+        7: ["t", "h", "v"],
+        8: ["t", "v"],
+    }.get(variant.orientation, []):
         turned = {"h": color[:, ::-1], "v": color[::-1], "t": color.swapaxes(0, 1)}
         color = turned[turn]
     return color
