@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..errors import ColorFluxError
 from ..photos.canvas import Canvas
-from ..photos.color import Tone, tone
+from ..photos.color import NotFinite, Tone, require_finite, tone
 from ..photos.finding import find_photos
 from ..photos.photo import MAX_MEGAPIXELS, PHOTO_SUFFIXES, Photo, load_photo, save_photo
 from ..photos.resize import Resizing
@@ -187,6 +187,12 @@ def tone_of(photo: Photo) -> Tone:
 def _processed(photo: Photo, task: Task, report: Report) -> Tensor:
     try:
         rgb = task.work(photo, report)
+        require_finite(rgb, "The result")
+    except NotFinite as error:
+        raise ColorFluxError(
+            f"{photo.path} could not be {task.done}: the model's result has NaN or "
+            f"infinite values; try --dtype float32."
+        ) from error
     except ColorFluxError as error:
         raise ModelRefused(str(error)) from error
     except (RuntimeError, MemoryError) as error:
@@ -194,11 +200,6 @@ def _processed(photo: Photo, task: Task, report: Report) -> Tensor:
         if _is_out_of_memory(error):
             reason = f"out of memory; try a smaller {task.memory_flags} or --device cpu."
         raise ColorFluxError(f"{photo.path} could not be {task.done}: {reason}") from error
-    if not rgb.sum().isfinite():
-        raise ColorFluxError(
-            f"{photo.path} could not be {task.done}: the model's result has NaN or "
-            f"infinite values; try --dtype float32."
-        )
     return rgb
 
 

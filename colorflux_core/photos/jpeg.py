@@ -144,5 +144,5 @@ def _preview(data: bytes, shrink: int, mode: str | None) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         if image.mode == "CMYK":
             mode = None
-        image.draft(mode, (image.width // shrink, image.height // shrink))
+        image.draft(mode, (-(-image.width // shrink), -(-image.height // shrink)))
         return np.asarray(image)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import ColorFluxError
 from ..files import atomic_write
 from . import jpeg, png, profiles, tiff
-from .color import unit_range
+from .color import require_rgb, unit_range
 from .decoded import Decoded, TooLarge
 from .decoding import DECODING_ERRORS, decode, formats, pixels_upright
 from .metadata import Metadata, Output, for_output, needs_sidecar
@@ -198,7 +198,7 @@ def save_photo(
             f"{path} cannot be written: end the output's name in one of "
             f"{', '.join(sorted(PHOTO_SUFFIXES))}."
         )
-    _require_picture(rgb)
+    require_rgb(rgb)
     if metadata is None:
         metadata = like.metadata.scaled(rgb.shape[-1] / like.size[1]) if like else Metadata()
     depth = bit_depth or (like.bit_depth if like else 8)
@@ -221,24 +221,6 @@ def save_photo(
         if metadata.modified is not None:
             os.utime(unfinished, ns=(metadata.modified, metadata.modified))
     return lost + output.lost
-
-
-def _require_picture(rgb: Any) -> None:
-    if not isinstance(rgb, Tensor):
-        raise ColorFluxError(
-            f"The pixels are a {type(rgb).__name__}: give a torch tensor (3, H, W), as "
-            f"torch.from_numpy makes of an array."
-        )
-    if rgb.ndim != 3 or rgb.shape[0] != 3 or 0 in rgb.shape:
-        shape = "x".join(map(str, rgb.shape))
-        raise ColorFluxError(f"The pixels are {shape}: give one photo, 3 x height x width.")
-    if rgb.is_floating_point():
-        if not rgb.isfinite().all():
-            raise ColorFluxError("The pixels have NaN or infinite values: no photo is written.")
-        if rgb.max() > 2:
-            raise ColorFluxError("The pixels exceed 1: divide them by 255, or give uint8.")
-    elif rgb.dtype not in (torch.uint8, torch.uint16):
-        raise ColorFluxError(f"The pixels are {rgb.dtype}: give uint8, uint16 or floats in [0, 1].")
 
 
 def samples_of(rgb: Tensor, bits: int) -> NDArray[Any]:

@@ -59,7 +59,8 @@ def raw_profile(chunks: Sequence[Chunk], *kinds: str) -> bytes:
     """Metadata that ImageMagick and ExifTool store as hexadecimal text."""
     for kind in kinds:
         found = re.fullmatch(
-            rb"\s*\S+\s+(\d+)\s([0-9a-fA-F\s]*)", text(chunks, b"Raw profile type " + kind.encode())
+            rb"\s*[^\n]+\n\s*(\d+)\n([0-9a-fA-F\s]*)",
+            text(chunks, b"Raw profile type " + kind.encode()),
         )
         if found:
             return bytes.fromhex(found[2].decode())[: int(found[1])]

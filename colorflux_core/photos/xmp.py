@@ -210,6 +210,7 @@ def _append_event(document: Document, event: dict[str, str]) -> None:
     item = _new(document, "rdf", "li")
     rdf_prefix = item.prefix
     item.setAttributeNS(space, f"{rdf_prefix}:parseType", "Resource")
+    item.setAttributeNS(_XMLNS, "xmlns:stEvt", NAMESPACES["stEvt"])
     for name, value in event.items():
         part = _new(document, "stEvt", name)
         part.appendChild(document.createTextNode(value))
@@ -220,17 +221,17 @@ def _append_event(document: Document, event: dict[str, str]) -> None:
 def _description(document: Document) -> Element:
     """The description that new properties go to: one of our own, at the end."""
     rdf = document.getElementsByTagNameNS(NAMESPACES["rdf"], "RDF")[0]
-    mine = [d for d in _descriptions(document) if d.hasAttributeNS(_XMLNS, "stEvt")]
-    if mine:
-        return mine[-1]
+    declared = [(prefix, space) for prefix, space in NAMESPACES.items() if prefix != "rdf"]
+    for description in _descriptions(document):
+        if all(description.getAttributeNS(_XMLNS, p) == space for p, space in declared):
+            return description
     description = _new(document, "rdf", "Description")
     about = next(
         (d.getAttributeNS(NAMESPACES["rdf"], "about") for d in _descriptions(document)), ""
     )
     description.setAttributeNS(NAMESPACES["rdf"], f"{description.prefix}:about", about)
-    for prefix, space in NAMESPACES.items():
-        if prefix != "rdf":
-            description.setAttributeNS(_XMLNS, f"xmlns:{prefix}", space)
+    for prefix, space in declared:
+        description.setAttributeNS(_XMLNS, f"xmlns:{prefix}", space)
     rdf.appendChild(description)
     return description
 

@@ -47,7 +47,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     Image.fromarray(samples).save(file, "JPEG", progressive=True, dpi=(300, 300))
     yield "progressive", file.getvalue()
     deep = samples.astype(np.uint16) * 257
-    yield "deep PNG", imagecodecs.png_encode(deep)
+    yield "deep PNG", bytes(imagecodecs.png_encode(deep))
     for options in (
         {"compression": "lzw", "predictor": 2},
         {"compression": "zlib", "planarconfig": "separate"},

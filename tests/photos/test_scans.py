@@ -176,7 +176,7 @@ def test_a_wide_profile_is_applied_in_16_bits(tmp_path: Path) -> None:
 
 
 def png_with(path: Path, samples: NDArray[Any], *chunks: tuple[bytes, bytes]) -> Path:
-    path.write_bytes(b"".join(with_chunks(imagecodecs.png_encode(samples), chunks)))
+    path.write_bytes(b"".join(with_chunks(bytes(imagecodecs.png_encode(samples)), chunks)))
     return path
 
 

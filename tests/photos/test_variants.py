@@ -155,7 +155,7 @@ def write(path: Path, variant: Variant, samples: Samples) -> None:
         planarconfig=("separate" if planar else "contig") if data.ndim == 3 else None,
         compression=compression.get(name, name),
         predictor=2 if predicted else None,
-        byteorder=variant.order,
+        byteorder="<" if variant.order == "<" else ">",
         extratags=[(274, 3, 1, variant.orientation, True)],
         metadata=None,
         **options,
