@@ -75,7 +75,7 @@ def setting(
         help: What it does, as a phrase: lower case, no full stop, no default, no range.
         low: The smallest value allowed.
         high: The largest value allowed.
-        multiple_of: Of what the value must be a multiple.
+        multiple_of: The value must be a multiple of this.
         metavar: Stands for the value in ``--help``; by default the type decides.
         group: The heading under which ``--help`` lists it.
         may_change: Whether a training run can be resumed with another value.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import nodes
+import nodes  # ComfyUI's own module, not this package.
 from comfy_api.latest import io
 from torch import Tensor
 

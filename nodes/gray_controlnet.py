@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import nodes
+import nodes  # ComfyUI's own module, not this package.
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..colorflux_core.errors import ColorFluxError
 from ..colorflux_core.model.settings import UNION_GRAY_MODE, UNION_MODES, Settings
 from ..colorflux_core.photos.color import grayscale
-from .layout import from_image, in_range, to_image
+from .layout import Conditioning, from_image, in_range, to_image
 from .schema import from_setting, schema
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from comfy.sd import VAE
 
 AUTO = "auto"
-Conditioning = list[tuple[Tensor, dict[str, Any]]]
 
 
 class ApplyGrayControlNet(io.ComfyNode):

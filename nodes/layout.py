@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import comfy.utils
 from torch import Tensor
 
 from ..colorflux_core.errors import ColorFluxError
 from ..colorflux_core.photos.color import unit_range
+
+Conditioning = list[tuple[Tensor, dict[str, Any]]]
+"""ComfyUI's CONDITIONING: prompts (1, T, D), each with its options."""
 
 
 def from_image(image: Tensor, where: str) -> Tensor:

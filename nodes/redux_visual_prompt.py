@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..colorflux_core.errors import ColorFluxError
 from ..colorflux_core.model.settings import Settings
-from .layout import each_frame, from_image, to_image
+from .layout import Conditioning, each_frame, from_image, to_image
 from .schema import schema, tooltip
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 EACH, SHARED = "one prompt each", "one shared prompt"
 POOLED_WIDTH = 768  # CLIP-L's width; smaller models read only the first channels.
-Conditioning = list[tuple[Tensor, dict[str, Any]]]
 
 
 class ReduxVisualPrompt(io.ComfyNode):
@@ -111,7 +110,7 @@ class ReduxVisualPrompt(io.ComfyNode):
         if frames == SHARED:
             c_v = c_v.mean(dim=0, keepdim=True)
         # At strength 0 the prompt is omitted, which differs from a prompt of zeros.
-        c_v = c_v[:, : c_v.shape[1] if strength else 0] * strength
+        c_v = c_v * strength if strength else c_v[:, :0]
         if text is not None:
             return io.NodeOutput([(_after_text(c_v, *item), item[1]) for item in text])
         if text_tokens < 0:

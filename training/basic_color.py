@@ -187,8 +187,9 @@ class TowerPixels:
 
 def basic_color_training(config: BasicColorConfig) -> Training:
     """The stage, its rows and samples. Raises ColorFluxError if no photo is colorful enough."""
+    parts = Parts(config)
+    candidates = training_pictures(config, "basic_color")
     samples = sample_pictures(config, "basic_color")
-    candidates, parts = training_pictures(config, "basic_color"), Parts(config)
     colorful = color_statistics(config, candidates)[:, 0] >= config.min_colorfulness
     chosen = list(compress(candidates, colorful.tolist()))
     if not chosen:

@@ -261,8 +261,9 @@ def colorful_and_exposed(statistics: Tensor, config: ProDpoConfig) -> Tensor:
 
 def pro_dpo_training(config: ProDpoConfig) -> Training:
     """The stage, its rows and samples. Raises ColorFluxError if no photo can be used."""
+    parts = Parts(config)
+    candidates = training_pictures(config, "pro_dpo")
     samples = sample_pictures(config, "pro_dpo")
-    candidates, parts = training_pictures(config, "pro_dpo"), Parts(config)
     usable = colorful_and_exposed(color_statistics(config, candidates), config)
     winners = list(compress(candidates, usable.tolist()))
     if not winners:

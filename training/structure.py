@@ -87,8 +87,9 @@ class StructureStage(FlowStage):
 
 def structure_training(config: StructureConfig) -> Training:
     """The stage, its rows and samples."""
+    parts = Parts(config)
+    chosen = training_pictures(config, "structure")
     samples = sample_pictures(config, "structure")
-    chosen, parts = training_pictures(config, "structure"), Parts(config)
     rows = Rows(
         [picture.photo.file for picture in chosen],
         {

@@ -55,7 +55,7 @@ def add_lora(
     A new LoRA has Gaussian A and zero B, so it does not change the output. `start` continues from
     a file instead (Pro-DPO's second stage), whose rank is used.
 
-    Raises ColorFluxError as `load_lora`.
+    Raises ColorFluxError in the same cases as `load_lora`.
     """
     if start is None:
         config = LoraConfig(
@@ -113,10 +113,10 @@ def load_lora(
 ) -> None:
     """Attach the LoRA in `path` and activate it: W' = W + scale * B A.
 
-    Raises ColorFluxError as `load_lora_state`, and when the file is for another model.
+    Raises ColorFluxError as `load_lora_state` does, and if the file is for another model.
     """
     state = load_lora_state(path)
-    _layers(state, transformer, path)
+    _matched_layers(state, transformer, path)  # Refuses a LoRA of another model.
     transformer.load_lora_adapter(state, prefix="transformer", adapter_name=adapter_name)
     transformer.set_adapters(adapter_name, scale)
 
@@ -125,9 +125,9 @@ def load_lora(
 def merge_lora(transformer: FluxTransformer2DModel, path: str | Path, scale: float = 1.0) -> None:
     """Add the LoRA in `path` to the weights themselves: W <- W + scale * B A, in float32.
 
-    Raises ColorFluxError as `load_lora`.
+    Raises ColorFluxError in the same cases as `load_lora`.
     """
-    for layer, a, b in _layers(load_lora_state(path), transformer, path):
+    for layer, a, b in _matched_layers(load_lora_state(path), transformer, path):
         delta = scale * b.float() @ a.float()
         layer.weight.copy_(layer.weight.float() + delta.to(layer.weight.device))
 
@@ -224,7 +224,7 @@ def _pairs(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
             yield stem.removeprefix("transformer."), a, state[f"{stem}.lora_B.weight"]
 
 
-def _layers(
+def _matched_layers(
     state: Mapping[str, Tensor], transformer: FluxTransformer2DModel, path: str | Path
 ) -> list[tuple[nn.Linear, Tensor, Tensor]]:
     """(layer, A, B) for all pairs; rejects those that diffusers would skip or adapt layers for."""

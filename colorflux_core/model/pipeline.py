@@ -249,7 +249,7 @@ class ColorFluxPipeline(DiffusionPipeline, FluxLoraLoaderMixin):
             for value in values:
                 if value not in allowed:
                     raise ColorFluxError(
-                        f"{name} has {value!r}, which is not one of {', '.join(allowed)}."
+                        f"{name} is {value!r}: it must be one of {', '.join(allowed)}."
                     )
 
 

@@ -349,7 +349,10 @@ def test_a_killed_run_says_little_and_can_be_resumed(
         ("a.png -o b.png --restore x", ["--sd-turbo"]),
         ("a.png -o b.png --sd-turbo x", ["--restore"]),
         ("a.png -o b.png --restore x --sd-turbo y --restore-tile 100", ["tile", "100", "64"]),
-        ("a.png -o b.png --restore x.safetensors --sd-turbo y", ["x.safetensors", "missing"]),
+        (
+            "a.png -o b.png --restore x.safetensors --sd-turbo y",
+            ["x.safetensors", "does not exist"],
+        ),
         ("nowhere.png -o b.png", ["nowhere.png", "does not exist"]),
         ("empty -o out", ["empty", "no photos"]),
         ("a.png -o b.png --reference nowhere.jpg", ["nowhere.jpg"]),

@@ -254,7 +254,7 @@ def test_models_that_are_not_there(run: Run, model: Path) -> None:
     for flags, named in (
         ("", ["--s3diff", "--sd-turbo"]),
         (f"--s3diff {s3diff}", ["--sd-turbo"]),
-        (f"--s3diff nowhere --sd-turbo {sd_turbo}", ["nowhere", "missing"]),
+        (f"--s3diff nowhere --sd-turbo {sd_turbo}", ["nowhere", "does not exist"]),
         (f"--s3diff other.safetensors --sd-turbo {sd_turbo}", ["other.safetensors", "convert"]),
         (f"--s3diff {model / 's3diff.pkl'} --sd-turbo {sd_turbo}", ["s3diff.pkl", "convert"]),
         (f"--s3diff {s3diff} --sd-turbo nowhere", ["nowhere"]),

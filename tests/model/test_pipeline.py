@@ -259,7 +259,7 @@ def test_a_union_controlnet_is_told_what_it_sees() -> None:
     pipeline = tiny_pipeline(controlnet=tiny_controlnet(num_mode=7))
     gray = run(pipeline, control_mode=UNION_GRAY_MODE)
     assert not torch.equal(run(pipeline, control_mode=0), gray)
-    for mode in (None, 7, -1):
+    for mode in (None, 7):
         with pytest.raises(ColorFluxError, match=r"needs a control_mode from 0 to 6.*set 5"):
             run(pipeline, control_mode=mode)
 
@@ -426,8 +426,8 @@ def test_it_can_be_interrupted() -> None:
         ({"prompt_embeds": torch.zeros(1, 3, 31)}, "prompt_embeds"),
         ({"pooled_prompt_embeds": torch.zeros(1, 15)}, "pooled_prompt_embeds"),
         ({"latents": torch.zeros(1, 7, 64)}, "latents"),
-        ({"output_type": "jpeg"}, "output_type has 'jpeg'"),
-        ({"callback_on_step_end_tensor_inputs": ["latents", "foo"]}, "tensor_inputs has 'foo'"),
+        ({"output_type": "jpeg"}, "output_type is 'jpeg'"),
+        ({"callback_on_step_end_tensor_inputs": ["latents", "foo"]}, "tensor_inputs is 'foo'"),
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value),
 )

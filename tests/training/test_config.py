@@ -239,9 +239,13 @@ def test_unknown_settings_and_wrong_types_are_named(
 )
 def test_values_out_of_range_are_named(name: str, flag: str, value: str) -> None:
     shown = f"--{flag.replace('_', '-')}"
-    with pytest.raises(ColorFluxError, match=rf"^{shown}: .* it must be (at least|from) "):
+    with pytest.raises(
+        ColorFluxError, match=rf"^{shown}: .* it must be (a multiple of 16, )?(at least|from) "
+    ):
         parse(CONFIGS[name], [f"--{flag}={value}"])
-    with pytest.raises(ColorFluxError, match=rf"^{flag} is .*: it must be (at least|from) "):
+    with pytest.raises(
+        ColorFluxError, match=rf"^{flag} is .*: it must be (a multiple of 16, )?(at least|from) "
+    ):
         CONFIGS[name](**{flag: float(value)})
 
 
@@ -269,7 +273,7 @@ MAINS = [structure.main, basic_color.main, pro_dpo.main]
         ("--base", "missing", "--base"),
         ("--base", "photos", "--base"),
         ("--redux", "missing", "--redux"),
-        ("--canvas", "40", "multiples of 16"),
+        ("--canvas", "40", "a multiple of 16, at least 16"),
         ("--output", "photos.csv/run", "--output"),
         ("--cache", "photos.csv/cache", "--cache"),
     ],

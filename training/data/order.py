@@ -44,7 +44,7 @@ def generator(seed: int, position: int) -> torch.Generator:
 
 
 class MicroBatches(Sampler[list[SampleIndex]]):
-    """A batch sampler: one device's micro-batches for the given steps."""
+    """A batch sampler: one process's micro-batches for the given steps."""
 
     def __init__(
         self,
@@ -53,13 +53,15 @@ class MicroBatches(Sampler[list[SampleIndex]]):
         micro_batch: int,
         seed: int,
         steps: range,
-        device: int = 0,
-        devices: int = 1,
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
         self.order = (rows, batch_size, seed, steps.start)
         self.steps, self.micro_batch = steps, micro_batch
         self.share = range(
-            device * batch_size // devices, (device + 1) * batch_size // devices, micro_batch
+            process * batch_size // processes,
+            (process + 1) * batch_size // processes,
+            micro_batch,
         )
 
     def __len__(self) -> int:

@@ -113,7 +113,7 @@ def test_a_full_disk_leaves_the_old_one(tmp_path: Path, room: int) -> None:
     said = str(refusal.value)
     path = tmp_path / "checkpoints" / "step-0000004.pt"
     assert said.startswith(f"{path} cannot be written (")
-    assert said.endswith("): make room, then --resume from step-0000002.pt.")
+    assert said.endswith("): make room, then repeat the command with --resume.")
     assert "\n" not in said
     assert contents(tmp_path) == before
 
