@@ -82,6 +82,8 @@ def _decode_jpeg(data: bytes, max_megapixels: float) -> Decoded:
 
 def _decode_png(file: BinaryIO, max_megapixels: float) -> Decoded:
     picture, chunks = png.read_chunks(file)
+    if picture[25:26] == b"\3" and picture[37:41] != b"PLTE":
+        raise ValueError("the palette is missing")
     reader = Reader()
     metadata = read_png(reader, chunks)
     with _opened(io.BytesIO(picture), ["PNG"], max_megapixels, load=False) as image:

@@ -45,8 +45,8 @@ def decode(file: BinaryIO, max_megapixels: float) -> Decoded:
         pages = _pages(tiff)
         page, others = _photo_page(pages)
         require_size(page.imagewidth, page.imagelength, max_megapixels)
-        if page.imagedepth > 1 or page.samplesperpixel > 64:
-            raise ValueError("volumes are not photos")
+        if page.imagedepth > 1 or page.samplesperpixel > 16:
+            raise ValueError("a volume, or more than 16 channels")
         reader = Reader()
         metadata = read_tiff(reader, lambda: exif.read_tags(file, page.offset))
         remarks = list(reader.remarks)
