@@ -317,7 +317,7 @@ def test_a_named_pipe_is_refused_and_does_not_hang(tmp_path: Path) -> None:
     ("wrong", "named"),
     [
         (torch.full((3, 4, 4), torch.nan), "NaN"),
-        (torch.full((3, 4, 4), 200.0), "divide them by 255"),
+        (torch.full((3, 4, 4), 200.0), "divide it by 255"),
         (torch.rand(1, 3, 4, 4), "1x3x4x4"),
         (torch.rand(4, 4, 3), "4x4x3"),
         (np.zeros((3, 4, 4)), "torch"),
