@@ -30,18 +30,20 @@ from colorflux_core.photos.photo import load_photo
 from tests.nano_models import tiny_pipeline
 from tests.s3diff import models as s3diff_models
 
-PHOTOS = 12
-COMMANDS = ("colorize", "restore")
+PHOTOS = 8
+SIZES = {"colorize": (300, 400), "restore": (60, 80)}
+"""Of the photos: large enough that writing takes a while, and that S3Diff takes little."""
+COMMANDS = tuple(SIZES)
 
 
-def make_photos(folder: Path) -> None:
-    """Of all formats, large enough that writing takes a while."""
+def make_photos(folder: Path, size: tuple[int, int]) -> None:
+    """Photos of all formats."""
     rng = np.random.default_rng(0)
     for number in range(PHOTOS):
         suffix = ("png", "tif", "jpg", "webp")[number % 4]
         path = folder / ("sub" if number % 3 == 0 else "") / f"{number}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (300, 400), np.uint8)).save(path)
+        Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(path)
 
 
 def make_command(folder: Path, command: str) -> tuple[Callable[[Sequence[str]], int], list[str]]:
@@ -89,7 +91,7 @@ def kill_runs(folder: Path, command: str, kills: int, rng: random.Random) -> tup
     """How many kills hit a write, and what went wrong."""
     folder.mkdir()
     photos, alone = folder / "in", folder / "alone"
-    make_photos(photos)
+    make_photos(photos, SIZES[command])
     main, models = make_command(folder, command)
     began = time.monotonic()
     process = start(main, [str(photos), "-o", str(alone), *models])
