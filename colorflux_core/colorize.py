@@ -18,7 +18,7 @@ from .cli.command_line import (
     run_program,
     work_through,
 )
-from .cli.flags import Parser, add_setting, flag_of, given
+from .cli.flags import Parser, add_setting, flag_of, given, named_path
 from .model.settings import Settings
 from .photos.canvas import Canvas
 from .restore import GPU_DTYPE as RESTORE_GPU_DTYPE
@@ -73,7 +73,7 @@ def parser() -> Parser:
     how = p.add_argument_group("colorization")
     how.add_argument(
         "--reference",
-        type=Path,
+        type=named_path,
         metavar="PHOTO",
         help="color picture to take the visual prompt from, instead of the photo itself",
     )
@@ -89,13 +89,13 @@ def parser() -> Parser:
     first = p.add_argument_group("restoration before colorization (S3Diff, optional)")
     first.add_argument(
         "--restore",
-        type=Path,
+        type=named_path,
         metavar="FILE",
         help="S3Diff checkpoint, as written by python -m colorflux_core.s3diff.convert",
     )
     first.add_argument(
         "--sd-turbo",
-        type=Path,
+        type=named_path,
         metavar="PATH",
         help="SD-Turbo's diffusers folder, or sd_turbo.safetensors",
     )
@@ -107,12 +107,18 @@ def parser() -> Parser:
     model.add_argument(
         "--bundle", metavar="FOLDER", help="the embedded model or a folder (default: nano)"
     )
-    model.add_argument("--transformer", type=Path, metavar="PATH", help="FLUX.1-dev or similar")
-    model.add_argument("--vae", type=Path, metavar="PATH", help="FLUX.1's VAE")
-    model.add_argument("--image-encoder", type=Path, metavar="PATH", help="SigLIP")
-    model.add_argument("--redux", type=Path, metavar="PATH", help="Redux")
-    model.add_argument("--controlnet", type=Path, metavar="PATH", help="a gray or union ControlNet")
-    model.add_argument("--lora", type=Path, metavar="FILE", help="the Pro-DPO LoRA (optional)")
+    model.add_argument(
+        "--transformer", type=named_path, metavar="PATH", help="FLUX.1-dev or similar"
+    )
+    model.add_argument("--vae", type=named_path, metavar="PATH", help="FLUX.1's VAE")
+    model.add_argument("--image-encoder", type=named_path, metavar="PATH", help="SigLIP")
+    model.add_argument("--redux", type=named_path, metavar="PATH", help="Redux")
+    model.add_argument(
+        "--controlnet", type=named_path, metavar="PATH", help="a gray or union ControlNet"
+    )
+    model.add_argument(
+        "--lora", type=named_path, metavar="FILE", help="the Pro-DPO LoRA (optional)"
+    )
     add_device(model, GPU_DTYPE)
     return p
 
@@ -153,6 +159,7 @@ def _colorize(args: argparse.Namespace) -> int:
         from .cli.batch import Task, tone_of
         from .model.colorization import colorize
         from .photos.photo import load_photo
+        from .photos.provenance import provenance
 
         reference = None
         if args.reference is not None:
@@ -169,7 +176,12 @@ def _colorize(args: argparse.Namespace) -> int:
             return ", was in color, now colorized from gray" if tone_of(photo) == "color" else ""
 
         flags = "--canvas-pixels" if args.restore is None else "--canvas-pixels or --restore-tile"
-        return Task(colorize_photo, "colorized", flags, remark)
+        made = None
+        if not args.no_provenance:
+            restored = [cleaning] if args.restore else []
+            action = "restored and colorized" if restored else "colorized"
+            made = provenance(action, _model_files(args), settings, *restored)
+        return Task(colorize_photo, "colorized", flags, remark, made)
 
     return work_through(PROG, args, load)
 
@@ -192,6 +204,15 @@ def _cleaner(args: argparse.Namespace, how: Restoration) -> Work:
             model.to("cpu")
 
     return clean
+
+
+def _model_files(args: argparse.Namespace) -> dict[str, Path]:
+    """What the results name as their model."""
+    from .bundles.bundle_config import find_bundle
+
+    names = [*PARTS, "lora", "restore", "sd_turbo"]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return given if args.has_parts else {"bundle": find_bundle(args.bundle or "nano"), **given}
 
 
 def _load(args: argparse.Namespace) -> Bundle:

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cli.command_line import (
@@ -18,7 +17,7 @@ from .cli.command_line import (
     run_program,
     work_through,
 )
-from .cli.flags import Parser, add_setting, given
+from .cli.flags import Parser, add_setting, given, named_path
 from .s3diff.options import Restoration
 
 if TYPE_CHECKING:
@@ -83,11 +82,11 @@ def parser() -> Parser:
     )
     model = p.add_argument_group("model")
     model.add_argument(
-        "--s3diff", type=Path, required=True, metavar="FILE", help="the converted checkpoint"
+        "--s3diff", type=named_path, required=True, metavar="FILE", help="the converted checkpoint"
     )
     model.add_argument(
         "--sd-turbo",
-        type=Path,
+        type=named_path,
         required=True,
         metavar="PATH",
         help="SD-Turbo's diffusers folder, or sd_turbo.safetensors",
@@ -108,6 +107,7 @@ def _restore(args: argparse.Namespace) -> int:
     def load(_: float) -> Task:
         quiet_libraries()
         from .cli.batch import Task, tone_of
+        from .photos.provenance import provenance
         from .s3diff.checkpoint import load_s3diff
         from .s3diff.restorer import restore
         from .s3diff.sd_turbo import NEGATIVE, POSITIVE
@@ -124,7 +124,11 @@ def _restore(args: argparse.Namespace) -> int:
             on_tile = partial(report, "tile")
             return restore(model, photo.pixels[None], replace(how, gray=gray), on_tile)[0]
 
-        return Task(restore_photo, "restored", "--tile")
+        made = None
+        if not args.no_provenance:
+            files = {"s3diff": args.s3diff, "sd_turbo": args.sd_turbo}
+            made = provenance("restored", files, how)
+        return Task(restore_photo, "restored", "--tile", provenance=made)
 
     return work_through(PROG, args, load)
 

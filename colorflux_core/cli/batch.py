@@ -6,6 +6,8 @@ import os
 import re
 import sys
 import time
+import unicodedata
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +18,11 @@ from tqdm import tqdm
 
 from ..errors import ColorFluxError
 from ..photos.canvas import Canvas
-from ..photos.color import Tone, tone
+from ..photos.color import NotFinite, Tone, require_finite, tone
 from ..photos.finding import find_photos
-from ..photos.photo import (
-    MAX_MEGAPIXELS,
-    PHOTO_SUFFIXES,
-    Photo,
-    load_photo,
-    save_photo,
-)
+from ..photos.photo import MAX_MEGAPIXELS, PHOTO_SUFFIXES, Photo, load_photo, save_photo
 from ..photos.resize import Resizing
+from ..photos.xmp import Provenance
 
 Report = Callable[[str, int, int], None]
 """Progress callback: unit ("step" or "tile"), how many are done, how many there are."""
@@ -43,12 +40,14 @@ class Task:
         done: The past participle for messages, such as "colorized".
         memory_flags: The flags to lower when memory runs out.
         remark: Text to add to the line of a finished photo, with its own comma.
+        provenance: What the results say about how they were made; None for nothing.
     """
 
     work: Work
     done: str
     memory_flags: str
     remark: Callable[[Photo], str] = lambda _: ""
+    provenance: Provenance | None = None
 
 
 class ModelRefused(ColorFluxError):
@@ -64,8 +63,11 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether the result exists; it is complete then, since files are written atomically."""
-        return self.target.is_file()
+        """Whether the result exists; it is complete then, since files are written atomically.
+
+        Empty files are not results: a full disk or another program left them.
+        """
+        return self.target.is_file() and self.target.stat().st_size > 0
 
 
 def list_jobs(inputs: Sequence[Path], output: Path, suffix: str | None = None) -> list[Job]:
@@ -106,7 +108,12 @@ def list_jobs(inputs: Sequence[Path], output: Path, suffix: str | None = None) -
 
 
 def make_folders(jobs: Sequence[Job]) -> None:
-    """Create the output folders. Raises ColorFluxError when one cannot be created or written."""
+    """Create the output folders.
+
+    Raises:
+        ColorFluxError: when one cannot be created or written, or ignores case and two results
+            would be one file there.
+    """
     for folder in dict.fromkeys(job.target.parent for job in jobs):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +123,7 @@ def make_folders(jobs: Sequence[Job]) -> None:
             ) from error
         if not os.access(folder, os.W_OK | os.X_OK):
             raise ColorFluxError(f"The folder {folder} is not writable: choose another with -o.")
+    _require_names_that_differ(jobs)
 
 
 def process_jobs(
@@ -151,9 +159,12 @@ def process_jobs(
             try:
                 photo = load_photo(job.source, max_megapixels=max_megapixels)
                 rgb = _processed(photo, task, report)
-                save_photo(job.target, rgb, like=photo)
+                lost = save_photo(job.target, rgb, like=photo, provenance=task.provenance)
             except ModelRefused:
                 raise
+            except MemoryError:
+                failures.append(f"{job.source} does not fit into memory: reduce its size.")
+                continue
             except ColorFluxError as error:
                 failures.append(str(error))
                 continue
@@ -161,7 +172,8 @@ def process_jobs(
                 seconds = time.perf_counter() - started
                 height, width = rgb.shape[-2:]
                 line = f"{job.source} -> {job.target}: {width}x{height}{task.remark(photo)}"
-                bar.write(f"{line}, {seconds:.1f} s", file=sys.stderr)
+                notes = [line, *photo.remarks, *lost, f"{seconds:.1f} s"]
+                bar.write(", ".join(notes), file=sys.stderr)
     return failures
 
 
@@ -175,6 +187,12 @@ def tone_of(photo: Photo) -> Tone:
 def _processed(photo: Photo, task: Task, report: Report) -> Tensor:
     try:
         rgb = task.work(photo, report)
+        require_finite(rgb, "The result")
+    except NotFinite as error:
+        raise ColorFluxError(
+            f"{photo.path} could not be {task.done}: the model's result has NaN or "
+            f"infinite values; try --dtype float32."
+        ) from error
     except ColorFluxError as error:
         raise ModelRefused(str(error)) from error
     except (RuntimeError, MemoryError) as error:
@@ -182,11 +200,6 @@ def _processed(photo: Photo, task: Task, report: Report) -> Tensor:
         if _is_out_of_memory(error):
             reason = f"out of memory; try a smaller {task.memory_flags} or --device cpu."
         raise ColorFluxError(f"{photo.path} could not be {task.done}: {reason}") from error
-    if not rgb.sum().isfinite():
-        raise ColorFluxError(
-            f"{photo.path} could not be {task.done}: the model's result has NaN or "
-            f"infinite values; try --dtype float32."
-        )
     return rgb
 
 
@@ -238,6 +251,29 @@ def _require_own_targets(jobs: Sequence[Job]) -> None:
                 f"one, or use separate runs."
             )
         taken[target] = job.source
+
+
+def _require_names_that_differ(jobs: Sequence[Job]) -> None:
+    """Refuse A.jpg and a.jpg on disks where they are one file, as on Windows and macOS."""
+    taken: dict[tuple[Path, str], Job] = {}
+    for job in jobs:
+        name = unicodedata.normalize("NFC", job.target.name).casefold()
+        other = taken.setdefault((job.target.parent, name), job)
+        if other is not job and ignores_case(job.target.parent):
+            raise ColorFluxError(
+                f"{other.source} and {job.source} would both be written to {job.target}, since "
+                f"the disk ignores case: rename one, or use separate runs."
+            )
+
+
+def ignores_case(folder: Path) -> bool:
+    """Whether names that differ in case are one file in this folder."""
+    probe = folder / f".case.{uuid.uuid4().hex[:8]}.part"
+    probe.touch()
+    try:
+        return probe.with_name(probe.name.upper()).exists()
+    finally:
+        probe.unlink()
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -7,12 +7,13 @@ import signal
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import ColorFluxError
-from .flags import Parser
+from .flags import Parser, named_path
 
 # torch is imported once the arguments are valid, so that --help and mistakes take no time.
 if TYPE_CHECKING:
@@ -40,16 +41,17 @@ def photo_parser(prog: str, description: str, examples: str) -> Parser:
     p.add_argument(
         "photos",
         nargs="+",
-        type=Path,
+        type=named_path,
         metavar="PHOTO_OR_FOLDER",
-        help="JPEG, PNG, TIFF or WebP files of 1, 8 or 16 bits; folders include subfolders",
+        help="JPEG, PNG, TIFF, WebP, BMP, GIF, AVIF or (with pillow-heif) HEIC files; folders "
+        "include subfolders",
     )
     files = p.add_argument_group("files")
     files.add_argument(
         "-o",
         "--output",
         required=True,
-        type=Path,
+        type=_output,
         metavar="FILE_OR_FOLDER",
         help="where to write the results: a folder, or a file for a single photo",
     )
@@ -69,8 +71,19 @@ def photo_parser(prog: str, description: str, examples: str) -> Parser:
         help="reject photos with more megapixels than this; raise it for very large scans"
         " (default: 100)",
     )
+    files.add_argument(
+        "--no-provenance",
+        action="store_true",
+        help="do not write into the results that, how and when they were made (XMP)",
+    )
     files.add_argument("--quiet", action="store_true", help="print only errors")
     return p
+
+
+def _output(text: str) -> Path:
+    if text == "-":
+        raise argparse.ArgumentTypeError("standard output is not possible: name a file or folder")
+    return named_path(text)
 
 
 def add_device(group: argparse._ArgumentGroup, gpu_dtype: str) -> None:
@@ -136,8 +149,11 @@ def exit_status(prog: str, command: Callable[[], int], extra: str = "headless") 
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:
-    """What ``python -m`` does: SIGTERM stops ``main`` as Ctrl+C does; exit with its status."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """What ``python -m`` does: SIGTERM and SIGHUP stop ``main`` as Ctrl+C does."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP, and nohup ignores it.
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     sys.exit(main())
 
 
@@ -153,17 +169,26 @@ def work_through(prog: str, args: argparse.Namespace, load: Callable[[float], Ta
     Raises:
         ColorFluxError: as :mod:`colorflux_core.cli.batch` does, before or at the first photo.
     """
+    from ..files import remove_stale
+    from ..photos.finding import left_out
     from ..photos.photo import MAX_MEGAPIXELS
     from .batch import list_jobs, make_folders, process_jobs
 
     jobs = list_jobs(args.photos, args.output, args.format and f".{args.format}")
+    others = sum((left_out(given, args.output) for given in args.photos), Counter())
+    if others and not args.quiet:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        tell(f"left out: {counts}")
+    if not args.dry_run:
+        for folder in {job.target.parent for job in jobs}:
+            remove_stale(folder)
     todo = [job for job in jobs if args.overwrite or not job.is_done]
     skipped = len(jobs) - len(todo)
     if skipped and not args.quiet:
         tell(f"{skipped} of {len(jobs)} already there (--overwrite replaces them)")
     if args.dry_run:
         for job in todo:
-            print(f"{job.source} -> {job.target}")
+            print(_printable(f"{job.source} -> {job.target}"))
     if args.dry_run or not todo:
         return DONE
 
@@ -179,6 +204,12 @@ def work_through(prog: str, args: argparse.Namespace, load: Callable[[float], Ta
         rate = (time.perf_counter() - started) / done
         tell(f"{done} {task.done}, {len(failures)} failed; {rate:.1f} s a photo")
     return SOME_FAILED if failures else DONE
+
+
+def _printable(line: str) -> str:
+    """With escapes for what standard output cannot show, such as names that are not UTF-8."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def quiet_libraries() -> None:

@@ -197,6 +197,13 @@ def whole_number(low: int) -> Callable[[str], int]:
     return _converter(int, Range(low))
 
 
+def named_path(text: str) -> Path:
+    """An argument's type: a path, and not the empty one, which is the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(text)
+
+
 def name_and_place(text: str) -> tuple[str, str]:
     """An argument's type: ``NAME=PLACE``."""
     name, _, place = text.partition("=")

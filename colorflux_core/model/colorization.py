@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..photos.color import unit_range
+from ..photos.color import require_rgb, unit_range
 from ..photos.resize import Resizing
 from .pipeline import ColorFluxPipeline
 from .settings import Settings
@@ -36,7 +36,8 @@ def colorize(
         float32 (3, H, W) in [0, 1] on the CPU.
 
     Raises:
-        ColorFluxError: as ``ColorFluxPipeline.__call__``.
+        ColorFluxError: when the photo or the reference is not an RGB picture, and as
+            ``ColorFluxPipeline.__call__``.
     """
 
     def report(_: Any, step: int, __: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -44,6 +45,9 @@ def colorize(
             on_step(step + 1, settings.steps)
         return tensors
 
+    require_rgb(rgb)
+    if reference is not None:
+        require_rgb(reference, "The reference")
     resizing = Resizing.onto(settings.canvas, (rgb.shape[-2], rgb.shape[-1]))
     photo = resizing.to_canvas(rgb)
     colorized: Tensor = pipeline(

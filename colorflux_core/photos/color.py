@@ -20,6 +20,38 @@ NOTICEABLE_COLOR = 5.0
 """The colorfulness from which :func:`tone` detects color, a third of "slightly colorful"."""
 
 
+class NotFinite(ColorFluxError):
+    """A picture has NaN or infinite values."""
+
+
+def require_rgb(rgb: object, what: str = "The photo") -> None:
+    """Raise ColorFluxError unless ``rgb`` is one RGB picture: a tensor (3, H, W).
+
+    Its samples are uint8, uint16, or floating point in [0, 1]; small excess is allowed.
+    """
+    if not isinstance(rgb, Tensor):
+        raise ColorFluxError(
+            f"{what} is a {type(rgb).__name__}: give a torch tensor (3, H, W); torch.from_numpy "
+            f"makes one of an array."
+        )
+    if rgb.ndim != 3 or rgb.shape[0] != 3 or 0 in rgb.shape:
+        shape = "x".join(map(str, rgb.shape))
+        raise ColorFluxError(f"{what} has the shape {shape}: give 3 x height x width.")
+    if not rgb.is_floating_point():
+        if rgb.dtype not in (torch.uint8, torch.uint16):
+            raise ColorFluxError(f"{what} is {rgb.dtype}: give uint8, uint16 or floats in [0, 1].")
+        return
+    require_finite(rgb, what)
+    if rgb.max() > 2 or rgb.min() < -1:
+        raise ColorFluxError(f"{what} is not in [0, 1]: divide it by 255, or give uint8.")
+
+
+def require_finite(image: Tensor, what: str) -> None:
+    """Raise NotFinite, a ColorFluxError, for NaN and infinite values."""
+    if not all(bool(channel.isfinite().all()) for channel in image.flatten(0, -3)):
+        raise NotFinite(f"{what} has NaN or infinite values: try the precision float32.")
+
+
 def unit_range(image: Tensor) -> Tensor:
     """Integer samples (uint8, uint16) as float32 in [0, 1]; floating-point ones are unchanged."""
     if image.is_floating_point():

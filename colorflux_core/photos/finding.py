@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 
 from ..errors import ColorFluxError
-from .photo import PHOTO_SUFFIXES, is_photo_file
+from .photo import is_photo_file, readable_suffixes
+
+SYSTEM_FOLDERS = {"@eadir", "$recycle.bin", "system volume information", "lost+found"}
+"""Thumbnails of network disks, bins and the like, in lower case."""
 
 
 def find_photos(given: Path, leave_out: Path) -> list[Path]:
@@ -24,13 +27,23 @@ def find_photos(given: Path, leave_out: Path) -> list[Path]:
         return [given]
     found = [path for path in files_in(given, leave_out) if is_photo_file(path)]
     if not found:
-        endings = ", ".join(sorted(PHOTO_SUFFIXES))
+        endings = ", ".join(readable_suffixes())
         raise ColorFluxError(f"{given} has no photos in it: they end in {endings}.")
     return found
 
 
+def left_out(given: Path, leave_out: Path) -> Counter[str]:
+    """How many visible files of a folder :func:`find_photos` leaves out, by suffix."""
+    if not given.is_dir():
+        return Counter()
+    others = (path for path in files_in(given, leave_out) if not is_photo_file(path))
+    return Counter(path.suffix.lower() or path.name for path in others)
+
+
 def files_in(folder: Path, leave_out: Path | None = None) -> list[Path]:
-    """The files of a folder and its subfolders, sorted by path, without hidden ones.
+    """The files of a folder and its subfolders, sorted by path.
+
+    Hidden files and folders, and those of systems (``SYSTEM_FOLDERS``), are left out.
 
     Links to folders are followed, but no folder is read twice. Links come last, so that a file is
     found at its own place if that is in the folder, too. ``leave_out`` is a folder that is not
@@ -55,6 +68,8 @@ def files_in(folder: Path, leave_out: Path | None = None) -> list[Path]:
                     if entry.name.startswith("."):
                         continue
                     if path.is_dir() if is_link else entry.is_dir():
+                        if entry.name.lower() in SYSTEM_FOLDERS:
+                            continue
                         (links if is_link else folders).append(path)
                     else:
                         found.append(path)

@@ -1,89 +1,47 @@
-"""Photo files to sRGB tensors and back, with bit depth, EXIF data and resolution preserved."""
+"""Photo files to sRGB tensors and back, with bit depth, metadata and resolution preserved."""
 
 from __future__ import annotations
 
-import functools
 import io
-import logging
-import struct
-import threading
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import (
-    ExifTags,
-    Image,
-    ImageCms,
-    ImageFile,
-    ImageOps,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-)
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import ColorFluxError
 from ..files import atomic_write
-from .color import unit_range
-from .sixteen_bit import is_deep_color, turn_byte_order, write_png, write_tiff
-
-logger = logging.getLogger(__name__)
+from . import jpeg, png, profiles, tiff
+from .color import require_rgb, unit_range
+from .decoded import Decoded, TooLarge
+from .decoding import DECODING_ERRORS, decode, formats, pixels_upright
+from .metadata import Metadata, Output, for_output, needs_sidecar
+from .raster import to_srgb
+from .xmp import DamagedXmp, Provenance, with_provenance
 
 _FORMATS = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
     ".png": "PNG",
     ".tif": "TIFF",
     ".tiff": "TIFF",
     ".webp": "WEBP",
 }
-_FORMATS_READ = sorted(set(_FORMATS.values()))
+_ONLY_READ = {".bmp": "BMP", ".gif": "GIF", ".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF"}
 PHOTO_SUFFIXES = frozenset(_FORMATS)
+"""Of the files that can be written."""
+
+KNOWN_SUFFIXES = PHOTO_SUFFIXES | frozenset(_ONLY_READ)
+"""Of photo files, whether or not they can be read here."""
 
 MAX_MEGAPIXELS = 100.0
-_PILLOWS_LIMIT = threading.RLock()
-
-_ENCODING: dict[str, dict[str, Any]] = {
-    "JPEG": {"quality": 95, "subsampling": "4:4:4"},
-    "PNG": {},
-    "TIFF": {},  # uncompressed: Pillow loses the EXIF block when libtiff compresses
-    "WEBP": {"quality": 95},
-}
-
-_GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
-_DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    KeyError,
-    EOFError,
-    struct.error,
-    zlib.error,
-)
-# Tags that describe the photo, not its original file.
-_KEPT_TAGS = {
-    ExifTags.Base.ImageDescription,
-    ExifTags.Base.Make,
-    ExifTags.Base.Model,
-    ExifTags.Base.Software,
-    ExifTags.Base.DateTime,
-    ExifTags.Base.Artist,
-    ExifTags.Base.Copyright,
-}
-_DROPPED_TAGS = {
-    ExifTags.Base.ExifImageWidth,
-    ExifTags.Base.ExifImageHeight,
-    ExifTags.Base.ColorSpace,
-    ExifTags.Base.MakerNote,
-    ExifTags.IFD.Interop,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,20 +50,20 @@ class Photo:
 
     Attributes:
         path: The file.
-        pixels: (3, H, W), uint8, or uint16 for 16-bit files. Gray files have three equal channels;
-            transparent parts are on white.
+        pixels: (3, H, W), uint8, or uint16 for files of more than 8 bits. Gray files have three
+            equal channels; transparent parts are on white.
         is_gray: Whether the file has one channel; a color file may still look gray.
-        exif: EXIF block for the output, without orientation, sizes and thumbnail; may be empty.
-        dpi: Horizontal and vertical resolution, if the file has one.
+        metadata: What the file says about the photo.
         format: Pillow's name of the file format.
+        remarks: What of the file could not be kept, such as "2 further pages left out".
     """
 
     path: Path
     pixels: Tensor
     is_gray: bool
-    exif: bytes
-    dpi: tuple[float, float] | None
-    format: str
+    metadata: Metadata = field(default_factory=Metadata)
+    format: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def bit_depth(self) -> int:
@@ -118,213 +76,119 @@ class Photo:
         return self.pixels.shape[-2], self.pixels.shape[-1]
 
     @property
+    def dpi(self) -> tuple[float, float] | None:
+        """Horizontal and vertical resolution, if the file states one."""
+        return self.metadata.dpi
+
+    @property
     def rgb(self) -> Tensor:
         """(3, H, W), float32 in [0, 1]; computed on each access."""
         return unit_range(self.pixels)
 
 
+def is_readable_suffix(suffix: str) -> bool:
+    """Whether files with this suffix can be read here, some of them with a plugin of Pillow's."""
+    suffix = suffix.lower()
+    return suffix in PHOTO_SUFFIXES or _ONLY_READ.get(suffix) in formats()
+
+
+def readable_suffixes() -> list[str]:
+    return sorted(suffix for suffix in KNOWN_SUFFIXES if is_readable_suffix(suffix))
+
+
 def is_photo_file(path: Path) -> bool:
-    """Whether the path is a visible file with the suffix of a photo."""
+    """Whether the path is a visible file with the suffix of a photo that can be read."""
     visible = not path.name.startswith(".")
-    return visible and path.suffix.lower() in PHOTO_SUFFIXES and path.is_file()
+    return visible and is_readable_suffix(path.suffix) and path.is_file()
 
 
 def load_photo(path: str | Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
-    """Read a JPEG, PNG, TIFF (its first page) or WebP of 1, 8 or 16 bits.
+    """Read a JPEG, PNG, TIFF, WebP, BMP, GIF, AVIF or (with a plugin) HEIC file.
 
-    Gray, palette, RGB and CMYK, with or without alpha. EXIF orientation is applied, and embedded
-    ICC profiles are converted to sRGB. 16 bits are kept for gray, and for RGB and RGBA in sRGB. All
-    else of 16 bits is reduced to 8: gray with alpha, CMYK, planar TIFFs and other profiles.
+    Gray, palette, RGB and CMYK of 1 to 16 bits, with or without alpha; TIFF also of 32 bits and
+    floating point in [0, 1], which become 16 bits. EXIF orientation is applied, and an embedded
+    color profile, or PNG's gamma, converted to sRGB.
 
     Raises:
         ColorFluxError: when the file is missing, not a photo, damaged, or larger than
             ``max_megapixels``, which is checked before decoding.
     """
     path = Path(path)
-    with _opened(path, max_megapixels) as image:
-        profile = _foreign_profile(image)
-        deep_color = is_deep_color(image) and not profile
-        is_gray = image.mode in _GRAY_MODES
-        high = _upright(image)
-        if deep_color:
-            with _opened(path, max_megapixels) as again:
-                turn_byte_order(again)
-                samples = _on_white(_join_bytes(high, _upright(again)))
-        elif image.mode.startswith("I"):
-            samples = _deep_gray(high, profile)
-        else:
-            samples = np.array(_to_8_bits(high, profile))
-        pixels = torch.from_numpy(samples)
-        pixels = pixels.expand(3, -1, -1) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-        return Photo(path, pixels, is_gray, _kept_exif(image), _dpi(image), image.format or "")
-
-
-@contextmanager
-def _opened(path: Path, max_megapixels: float) -> Iterator[ImageFile.ImageFile]:
-    """Open an image without decoding it; errors while it is open become a ColorFluxError."""
     try:
-        if path.is_file() and path.stat().st_size == 0:
-            raise ColorFluxError(f"{path} is an empty file: copy the photo again.")
-        with _without_pillows_limit(), Image.open(path, formats=_FORMATS_READ) as image:
-            width, height = image.size
-            if width * height > max_megapixels * 1e6:
-                raise ColorFluxError(
-                    f"{path} has {width}x{height} pixels, {width * height / 1e6:.0f} "
-                    f"megapixels: raise the limit with --max-megapixels."
-                )
-            yield image
+        with _opened(path) as file:
+            decoded = decode(file, max_megapixels)
+        return _photo(path, decoded)
+    except TooLarge as error:
+        raise ColorFluxError(f"{path} {error}") from error
     except FileNotFoundError as error:
         raise ColorFluxError(f"{path} does not exist.") from error
-    except IsADirectoryError as error:
-        raise ColorFluxError(f"{path} is a folder, not a photo.") from error
     except UnidentifiedImageError as error:
         raise ColorFluxError(
-            f"{path} is not a photo, or its header is damaged: JPEG, PNG, TIFF and WebP files "
-            f"can be read."
+            f"{path} is not a photo, or its header is damaged: {_kinds()} files can be read."
         ) from error
     except MemoryError as error:
         raise ColorFluxError(f"{path} does not fit into memory: reduce its size.") from error
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ColorFluxError(
-            f"{path} cannot be read ({error}): it is damaged, incomplete or not supported. "
+            f"{path} cannot be read ({reason}): it is damaged, incomplete or not supported. "
             f"Copy the photo again, or save it as PNG."
         ) from error
 
 
-@contextmanager
-def _without_pillows_limit() -> Iterator[None]:
-    """Disable Pillow's limit on pixels; it is global, so only one thread at a time may do so."""
-    with _PILLOWS_LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+def _opened(path: Path) -> BinaryIO:
+    if path.is_dir():
+        raise ColorFluxError(f"{path} is a folder, not a photo.")
+    if path.exists() and not path.is_file():
+        raise ColorFluxError(f"{path} is not a file.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise ColorFluxError(f"{path} is an empty file: copy the photo again.")
+    return path.open("rb")
 
 
-def _upright(image: ImageFile.ImageFile) -> Image.Image:
-    image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    return image
+def _photo(path: Path, decoded: Decoded) -> Photo:
+    samples, remarks = to_srgb(decoded.raster)
+    samples = pixels_upright(samples, decoded.orientation)
+    if min(samples.strides) < 0 or not samples.flags.writeable:
+        samples = samples.copy()
+    pixels = torch.from_numpy(samples)
+    pixels = pixels.expand(3, -1, -1) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    metadata = replace(decoded.metadata, modified=path.stat().st_mtime_ns)
+    remarks = [*decoded.remarks, *remarks]
+    return Photo(path, pixels, decoded.raster.is_gray, metadata, decoded.format, tuple(remarks))
 
 
-def _join_bytes(high: Image.Image, low: Image.Image) -> NDArray[np.uint16]:
-    samples = np.asarray(high).astype(np.uint16)
-    samples <<= 8
-    samples |= np.asarray(low)
-    return samples
+def _kinds() -> str:
+    return ", ".join(name for name in ("JPEG", "TIFF", *formats()[1:]) if name)
 
 
-def _on_white(samples: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    if samples.shape[-1] == 3:
-        return samples
-    opacity = samples[..., 3:].astype(np.float32) / 65535
-    return (65535 - (65535 - samples[..., :3]) * opacity).round().astype(np.uint16)
+def save_photo(
+    path: str | Path,
+    rgb: Tensor,
+    like: Photo | None = None,
+    *,
+    metadata: Metadata | None = None,
+    bit_depth: int | None = None,
+    provenance: Provenance | None = None,
+) -> list[str]:
+    """Write an sRGB photo atomically, in the format of the path's suffix.
 
+    JPEG is written at quality 95, 4:4:4.
 
-def _deep_gray(image: Image.Image, profile: bytes | None) -> NDArray[np.uint16]:
-    samples = np.asarray(image).clip(0, 65535).astype(np.uint16)
-    if getattr(image, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
-        samples = 65535 - samples  # White is zero, which Pillow inverts only in 8 bits.
-    if profile:
-        ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
-        curve = np.asarray(_to_srgb(ramp, profile).convert("L"))[0] * 257.0
-        table = np.interp(np.arange(65536), np.arange(256) * 257, curve)
-        samples = table.round().astype(np.uint16)[samples]
-    return samples
+    Args:
+        path: Its suffix is in ``PHOTO_SUFFIXES``.
+        rgb: (3, H, W), floating point in [0, 1], uint8 or uint16.
+        like: The original photo: its metadata, print size, bit depth and modification time are
+            kept as far as the format supports them.
+        metadata: In place of ``like``'s; its resolution is the result's.
+        bit_depth: 8 or 16, which PNG and TIFF can hold; in place of ``like``'s.
+        provenance: How it was made, which the file then says.
 
-
-def _to_8_bits(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert to gray (L) or RGB, in sRGB and on white."""
-    if image.mode == "F":
-        raise ValueError("floating-point samples")
-    alpha = None
-    is_gray = image.mode in _GRAY_MODES
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-    wanted = "L" if is_gray else "RGB"
-    if image.mode not in ("CMYK", wanted):
-        image = image.convert(wanted)
-    if profile:
-        image = _to_srgb(image, profile)
-    if image.mode == "CMYK":
-        image = image.convert("RGB")
-    if alpha:
-        image = Image.composite(image, Image.new(image.mode, image.size, "white"), alpha)
-    return image
-
-
-def _foreign_profile(image: Image.Image) -> bytes | None:
-    """The embedded profile, unless it is sRGB."""
-    profile: bytes | None = image.info.get("icc_profile")
-    if not profile:
-        return None
-    try:
-        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        is_srgb = "srgb" in ImageCms.getProfileDescription(opened).lower()
-    except (OSError, ImageCms.PyCMSError) as error:
-        logger.warning("The embedded color profile is ignored: %s", error)
-        return None
-    return None if is_srgb else profile
-
-
-def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Convert L, RGB or CMYK from the profile to sRGB; unchanged if the profile does not fit."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        target = ImageCms.ImageCmsProfile(io.BytesIO(_srgb_profile()))
-        if image.mode == "L" and source.profile.xcolor_space == "RGB ":
-            image = image.convert("RGB")
-        converted = cast(
-            Image.Image, ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-        )
-    except (OSError, ImageCms.PyCMSError) as error:
-        logger.warning("The embedded color profile is ignored: %s", error)
-        return image
-    return converted.convert("L") if image.mode == "L" else converted
-
-
-@functools.cache
-def _srgb_profile() -> bytes:
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    # A fixed creation date, so that the same photo gives the same file.
-    return profile[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + profile[36:]
-
-
-def _kept_exif(image: Image.Image) -> bytes:
-    kept = Image.Exif()
-    try:
-        found = image.getexif()
-        for tag in _KEPT_TAGS & found.keys():
-            kept[tag] = found[tag]
-        for ifd in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-            entries = found.get_ifd(ifd)
-            if entries.keys() - _DROPPED_TAGS:
-                kept[ifd] = {tag: entries[tag] for tag in entries.keys() - _DROPPED_TAGS}
-        return kept.tobytes() if len(kept) else b""
-    except _DECODING_ERRORS as error:
-        logger.warning("The EXIF block is damaged and is not kept: %s", error)
-        return b""
-
-
-def _dpi(image: Image.Image) -> tuple[float, float] | None:
-    try:
-        horizontal, vertical = (float(value) for value in image.info["dpi"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        return None
-    is_stated = 1 < horizontal < 1e5 and 1 < vertical < 1e5
-    return (horizontal, vertical) if is_stated else None
-
-
-def save_photo(path: str | Path, rgb: Tensor, like: Photo | None = None) -> None:
-    """Write an sRGB photo (3, H, W) in [0, 1] atomically, in the format of the path's suffix.
-
-    ``like`` is the original photo: its EXIF block and print size are kept, and 16 bits if the
-    format supports them (PNG, TIFF). JPEG is written at quality 95, 4:4:4.
+    Returns:
+        What of the metadata the format cannot hold.
 
     Raises:
-        ColorFluxError: for a suffix that is not in ``PHOTO_SUFFIXES``, or when the file cannot be
+        ColorFluxError: for another suffix, pixels that are no picture, or when the file cannot be
             written.
     """
     path = Path(path)
@@ -334,26 +198,70 @@ def save_photo(path: str | Path, rgb: Tensor, like: Photo | None = None) -> None
             f"{path} cannot be written: end the output's name in one of "
             f"{', '.join(sorted(PHOTO_SUFFIXES))}."
         )
-    metadata: dict[str, Any] = {"icc_profile": _srgb_profile()}
-    if like and like.exif:
-        metadata["exif"] = like.exif
-    if like and like.dpi:
-        growth = rgb.shape[-1] / like.size[1]
-        metadata["dpi"] = tuple(growth * resolution for resolution in like.dpi)
-    with atomic_write(path) as unfinished, unfinished.open("wb") as file:
-        if like and like.bit_depth == 16 and file_format in ("PNG", "TIFF"):
-            write = write_png if file_format == "PNG" else write_tiff
-            write(file, _samples(rgb, np.uint16), **metadata)
-        else:
-            # Encode in memory: Pillow gives no reason when it cannot write to a file.
-            encoded = io.BytesIO()
-            image = Image.fromarray(_samples(rgb, np.uint8))
-            image.save(encoded, file_format, **_ENCODING[file_format], **metadata)
-            file.write(encoded.getbuffer())
+    require_rgb(rgb)
+    if metadata is None:
+        metadata = like.metadata.scaled(rgb.shape[-1] / like.size[1]) if like else Metadata()
+    depth = bit_depth or (like.bit_depth if like else 8)
+    is_deep = depth == 16 and file_format in ("PNG", "TIFF")
+    packet, lost = metadata.xmp, []
+    if provenance:
+        try:
+            packet = with_provenance(packet, provenance)
+        except DamagedXmp:
+            packet, lost = with_provenance(b"", provenance), ["damaged XMP dropped"]
+    output = for_output(metadata, file_format, (rgb.shape[-2], rgb.shape[-1]), packet)
+    sidecar = path.with_name(path.name + ".xmp")
+    if needs_sidecar(output, file_format):
+        with atomic_write(sidecar) as unfinished:
+            unfinished.write_bytes(output.xmp)
+        lost.append(f"XMP too large, in {sidecar.name}")
+    with atomic_write(path) as unfinished:
+        with unfinished.open("wb") as file:
+            _write(file, file_format, samples_of(rgb, 16 if is_deep else 8), output, metadata.dpi)
+        if metadata.modified is not None:
+            os.utime(unfinished, ns=(metadata.modified, metadata.modified))
+    return lost + output.lost
 
 
-def _samples(rgb: Tensor, dtype: type[np.unsignedinteger[Any]]) -> NDArray[Any]:
-    """(3, H, W) in [0, 1] as (H, W, 3), channel by channel to save memory on large scans."""
-    top = np.iinfo(dtype).max
-    channels = [(channel.clamp(0, 1) * top).round().cpu().numpy().astype(dtype) for channel in rgb]
+def samples_of(rgb: Tensor, bits: int) -> NDArray[Any]:
+    """(3, H, W) as (H, W, 3) of 8 or 16 bits, channel by channel to save memory on large scans."""
+    dtype, top = (np.uint8, 255) if bits == 8 else (np.uint16, 65535)
+    if not rgb.is_floating_point() and torch.iinfo(rgb.dtype).bits == bits:
+        return rgb.permute(1, 2, 0).cpu().contiguous().numpy()
+    channels = [
+        (unit_range(channel).clamp(0, 1) * top).round().cpu().numpy().astype(dtype)
+        for channel in rgb
+    ]
     return np.stack(channels, axis=-1)
+
+
+def _write(
+    file: Any,
+    file_format: str,
+    samples: NDArray[Any],
+    output: Output,
+    dpi: tuple[float, float] | None,
+) -> None:
+    profile = profiles.srgb_profile()
+    if file_format == "TIFF":
+        tiff.write(file, samples, output.tags, profile)
+        return
+    chunks = [png.profile_chunk("sRGB", profile), *output.chunks]
+    if samples.dtype == np.uint16:
+        png.write_sixteen_bit(file, samples, chunks)
+        return
+    # Encode in memory: Pillow gives no reason when it cannot write to a file.
+    encoded = io.BytesIO()
+    image = Image.fromarray(samples)
+    if file_format == "JPEG":
+        options: dict[str, Any] = {"dpi": dpi} if dpi and max(dpi) < 65535 else {}
+        image.save(encoded, "JPEG", quality=95, subsampling="4:4:4", icc_profile=profile, **options)
+        file.write(jpeg.with_segments(encoded.getvalue(), output.segments))
+    elif file_format == "PNG":
+        image.save(encoded, "PNG")
+        file.writelines(png.with_chunks(encoded.getvalue(), chunks))
+    else:
+        image.save(
+            encoded, "WEBP", quality=95, icc_profile=profile, exif=output.exif, xmp=output.xmp
+        )
+        file.write(encoded.getbuffer())

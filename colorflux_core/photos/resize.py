@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import ColorFluxError
 from .canvas import Canvas, Size
-from .color import luminance, rgb_to_ycbcr, unit_range, ycbcr_to_rgb
+from .color import luminance, require_finite, rgb_to_ycbcr, unit_range, ycbcr_to_rgb
 
 RESOLVED_RADIUS = 4
 """Canvas pixels: detail is what a box filter of this radius removes."""
@@ -67,10 +67,11 @@ class Resizing:
 
         Raises:
             ColorFluxError: for a detail outside [0, 1], or above 0 without an original of the right
-                size.
+                size, and for an image with NaN or infinite values.
         """
         if not 0 <= detail <= 1:
             raise ColorFluxError(f"detail must be between 0 and 1, not {detail}.")
+        require_finite(image, "The image")
         result = _resize(image, self.original)
         if detail == 0:
             return result

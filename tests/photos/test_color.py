@@ -23,6 +23,7 @@ from colorflux_core.photos.color import (
     hsv_statistics,
     luminance,
     merge_luminance,
+    require_rgb,
     rgb_to_ycbcr,
     sample_fading,
     tone,
@@ -163,3 +164,24 @@ def test_unit_range() -> None:
     assert unit_range(torch.tensor([0, 65535]).to(torch.uint16)).tolist() == [0, 1]
     half = torch.tensor([0.5])
     assert unit_range(half) is half
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (torch.full((3, 4, 4), 200.0), "divide it by 255"),
+        (torch.full((3, 4, 4), -3.0), r"not in \[0, 1\]"),
+        (torch.full((3, 4, 4), torch.inf), "infinite"),
+        (torch.rand(1, 3, 4, 4), "1x3x4x4"),
+        (torch.rand(4, 4, 3), "4x4x3"),
+        (torch.rand(3, 0, 4), "3x0x4"),
+        (torch.rand(3, 4, 4).numpy(), "torch.from_numpy"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), "int64"),
+    ],
+)
+def test_what_is_not_one_rgb_picture_is_refused_in_one_line(wrong: object, named: str) -> None:
+    with pytest.raises(ColorFluxError, match=named) as told:
+        require_rgb(wrong)
+    assert "\n" not in str(told.value)
+    require_rgb(torch.rand(3, 4, 4))
+    require_rgb(torch.zeros(3, 4, 4, dtype=torch.uint16))

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, ImageCms
 from torch import Tensor
 
 from colorflux_core.errors import ColorFluxError
+from colorflux_core.photos.metadata import Metadata
 from colorflux_core.photos.photo import Photo, is_photo_file, load_photo, save_photo
 
 HEIGHT, WIDTH = 20, 30
@@ -36,8 +37,7 @@ def deep_samples(channels: int) -> Tensor:
 
 def deep_photo(pixels: Tensor, **other: Any) -> Photo:
     deep = torch.from_numpy((pixels * 65535).round().numpy().astype(np.uint16))
-    known: dict[str, Any] = {"is_gray": False, "exif": b"", "dpi": None, "format": "PNG"}
-    return Photo(path=Path("scan.png"), pixels=deep, **(known | other))
+    return Photo(Path("scan.png"), deep, is_gray=False, **other)
 
 
 LOSSLESS = [
@@ -105,7 +105,7 @@ def test_sixteen_bit_gray_where_white_is_zero(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".TIFF"])
 def test_sixteen_bit_color_round_trip(tmp_path: Path, suffix: str) -> None:
-    source = deep_photo(deep_samples(3), dpi=(600.0, 300.0))
+    source = deep_photo(deep_samples(3), metadata=Metadata(dpi=(600.0, 300.0)))
     path = tmp_path / f"scan{suffix}"
     save_photo(path, source.rgb, source)
     again = load_photo(path)
@@ -201,7 +201,7 @@ def test_what_the_file_knew_is_kept(tmp_path: Path, target: str, deep: bool) -> 
     exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
     picture().save(tmp_path / "scan.jpg", exif=exif, dpi=(300, 300))
     photo = load_photo(tmp_path / "scan.jpg")
-    like = deep_photo(deep_samples(3), exif=photo.exif, dpi=photo.dpi) if deep else photo
+    like = deep_photo(deep_samples(3), metadata=photo.metadata) if deep else photo
     path = tmp_path / f"out{target}"
     save_photo(path, photo.rgb, like)
     with Image.open(path) as image:

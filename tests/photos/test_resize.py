@@ -155,3 +155,9 @@ def test_detail_needs_the_original() -> None:
             resizing.back(model, original, 0.5)
     with pytest.raises(ColorFluxError, match="between 0 and 1"):
         resizing.back(model, torch.rand(3, 30, 20), 1.5)
+
+
+def test_values_that_are_no_numbers_are_refused() -> None:
+    resizing = Resizing((20, 30), (16, 16))
+    with pytest.raises(ColorFluxError, match="NaN"):
+        resizing.back(torch.full((1, 3, 16, 16), torch.nan))

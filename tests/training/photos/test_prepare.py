@@ -20,8 +20,8 @@ from PIL import Image
 
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.photos.finding import files_in
-from colorflux_core.photos.photo import _srgb_profile
-from colorflux_core.photos.sixteen_bit import write_png
+from colorflux_core.photos.png import profile_chunk, write_sixteen_bit
+from colorflux_core.photos.profiles import srgb_profile
 from tests.training.tiny_training import synthetic_photo
 from training.data.manifest import read_manifest
 from training.photos.choose import Filters, choose, exclusion_reasons
@@ -154,7 +154,7 @@ def save_turned(path: Path) -> None:
 def save_16_bits(path: Path) -> None:
     samples = np.asarray(flat()).astype(np.uint16) * 257
     with path.open("wb") as file:
-        write_png(file, samples, icc_profile=_srgb_profile())
+        write_sixteen_bit(file, samples, [profile_chunk("sRGB", srgb_profile())])
 
 
 def save_half_clear(path: Path) -> None:
