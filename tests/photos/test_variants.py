@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,23 @@ def seen(variant: Variant, samples: Samples) -> Samples:
     return color
 
 
+def write_packed(path: Path, bits: int, samples: Samples) -> None:
+    """An uncompressed gray TIFF (H, W) of any number of bits: tifffile cannot pack them."""
+    height, width = samples.shape
+    digits = samples[..., None] >> np.arange(bits - 1, -1, -1) & 1
+    data = np.packbits(digits.reshape(height, -1).astype(np.uint8), axis=1).tobytes()
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 0, 277: 1, 278: height}
+    tags[279] = len(data)
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    path.write_bytes(header + b"".join(entries) + bytes(4) + data)
+
+
 def write(path: Path, variant: Variant, samples: Samples) -> None:
+    if variant.bits not in (1, 8, 16, 32):
+        write_packed(path, variant.bits, samples[..., 0])
+        return
     compression = {"none": None, "deflate": "zlib"}
     name, _, predicted = variant.compression.partition(" ")
     photometric = {"gray": "minisblack", "white is zero": "miniswhite", "cmyk": "separated"}
@@ -139,15 +156,12 @@ def write(path: Path, variant: Variant, samples: Samples) -> None:
         options["colormap"] = palette()
     if variant.tiled:
         options["tile"] = (16, 16)
-    if variant.bits not in (8, 16, 32):
-        options["bitspersample"] = variant.bits
     if variant.profile:
         options["iccprofile"] = srgb_profile()
     data = samples[..., 0] if samples.shape[-1] == 1 else samples
     planar = variant.planar and data.ndim == 3
     if variant.bits == 1:
         data = data.astype(bool)
-        options.pop("bitspersample")
     tifffile.imwrite(
         path,
         np.moveaxis(data, -1, 0).copy() if planar else data,
