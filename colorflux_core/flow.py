@@ -31,15 +31,21 @@ def velocity(x_0: Tensor, noise: Tensor) -> Tensor:
 
 
 def sample_timesteps(
-    count: int, generator: torch.Generator, density: TimestepDensity = "logit_normal"
+    count: int,
+    generator: torch.Generator,
+    density: TimestepDensity = "logit_normal",
+    shift: float = 1.0,
 ) -> Tensor:
-    """(count,) timesteps in (0, 1).
+    """(count,) timesteps in (0, 1); a ``shift`` above 1 moves them towards noise.
 
-    The paper does not say how they are drawn; logit-normal(0, 1) is SD3's choice.
+    The paper does not say how they are drawn; logit-normal(0, 1) is SD3's choice, as is the shift:
+    e^mu of the schedule at inference (e^1.15 = 3.16 at 1024 x 1024).
     """
     if density == "uniform":
-        return torch.rand(count, generator=generator)
-    return torch.randn(count, generator=generator).sigmoid()
+        t = torch.rand(count, generator=generator)
+    else:
+        t = torch.randn(count, generator=generator).sigmoid()
+    return shift * t / (1 + (shift - 1) * t)
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:

@@ -20,18 +20,17 @@ from colorflux_core.control import control_from_transformer
 from colorflux_core.errors import ColorFluxError
 from colorflux_core.flow import interpolate, squared_error, velocity
 from colorflux_core.velocity import control_residuals, predict_velocity
-from colorflux_core.visual_prompt import after_text_tokens, preprocess, prompt_from_tokens
+from colorflux_core.visual_prompt import after_text_tokens, prompt_from_tokens
 
 from .config import parse, run, setting
-from .data import Batch, Column, Picture, Rows, gray_pictures, pixels
-from .encoding import latents, statistics, tokens
+from .data import Batch, Picture, Rows, pixels
+from .encoding import statistics
+from .fresh import Encoding, FreshEncoder, encoded_columns
 from .loop import Loss, Training, start
-from .order import Place
 from .parts import (
     Parts,
     PartsConfig,
     blank_batch,
-    feature_extractor,
     pictures,
     pipeline,
     sample_pictures,
@@ -96,8 +95,11 @@ class BasicColorStage:
             tower.head.requires_grad_(False)  # It comes after the tokens.
         self.trainable = nn.ModuleDict(self.models)
         self.pretrained = parts.frozen("image_embedder")
+        self.fresh = FreshEncoder(parts, encodings(config)) if config.fresh_views else None
 
     def draw(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
+        if self.fresh:
+            batch = self.fresh(batch)
         if self.config.token_dropout:
             seen, kept = batch["seen"], 1 - self.config.token_dropout
             masks = [torch.rand(1, seen.shape[2], generator=g) < kept for g in generators]
@@ -160,16 +162,16 @@ class BasicColorStage:
             save_model(name, model, folder)
 
 
-@dataclass(frozen=True)
-class TowerPixels:
-    """A column: what the vision tower is given of each picture, (3, S, S)."""
-
-    config: PartsConfig
-    pictures: list[Picture]
-
-    def __call__(self, place: Place) -> Tensor:
-        rgb = unit_range(self.pictures[place.row].pixels())
-        return preprocess(feature_extractor(self.config), rgb[None])[0]
+def encodings(config: BasicColorConfig) -> dict[str, Encoding]:
+    learning_tower = config.train == "redux+siglip"
+    columns: dict[str, Encoding] = {
+        "seen": ("tower_pixels" if learning_tower else "tokens", "gray"),
+        "color_tokens": ("tokens", "color"),
+    }
+    if config.loss != "distill":
+        columns["latents"] = ("latents", "color")
+        columns["gray_latents"] = ("latents", "gray")
+    return columns
 
 
 def basic_color_training(config: BasicColorConfig) -> Training:
@@ -179,14 +181,8 @@ def basic_color_training(config: BasicColorConfig) -> Training:
     chosen = [p for p, enough in zip(candidates, colorful.tolist(), strict=True) if enough]
     if not chosen:
         raise ColorFluxError(f"no photo reaches --min_colorfulness {config.min_colorfulness}")
-    grays = gray_pictures(chosen)
-    learning_tower = config.train == "redux+siglip"
-    seen = TowerPixels(config, grays) if learning_tower else tokens(parts, grays)
-    columns: dict[str, Column] = {"seen": seen, "color_tokens": tokens(parts, chosen)}
-    if config.loss != "distill":
-        columns["latents"] = latents(parts, chosen)
-        columns["gray_latents"] = latents(parts, grays)
     samples = sample_pictures(config, "basic_color")
+    columns = encoded_columns(parts, chosen, encodings(config))
     rows = Rows([picture.photo.file for picture in chosen], columns)
     return Training(BasicColorStage(config, parts), rows, samples)
 

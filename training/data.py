@@ -2,7 +2,8 @@
 
 A manifest is a CSV with at least the columns ``file`` and ``split``. A column named as a stage says
 "yes" for every photo that the stage may use; a column ``hash`` saves reading the photos for their
-content. ``training.prepare`` writes all of these.
+content. ``training.prepare`` writes all of these. A column ``times`` says how often a pass over the
+training photos shows each of them.
 """
 
 from __future__ import annotations
@@ -138,8 +139,12 @@ def manifest_rows(manifest: Path) -> list[dict[str, str]]:
     return rows
 
 
-def read_manifest(manifest: Path, folder: Path, split: str, stage: str = "") -> list[Photo]:
+def read_manifest(
+    manifest: Path, folder: Path, split: str, stage: str = "", repeated: bool = False
+) -> list[Photo]:
     """The photos of one split that ``stage`` may use, in the manifest's order.
+
+    Each comes once or, ``repeated``, as often as the column ``times`` says.
 
     Raises ColorFluxError when the manifest, its columns or the photos it names are missing.
     """
@@ -163,6 +168,7 @@ def read_manifest(manifest: Path, folder: Path, split: str, stage: str = "") -> 
     return [
         Photo(file, row.get("hash") or digest(file.read_bytes()))
         for file, row in zip(files, rows, strict=True)
+        for _ in range(int(row.get("times") or 1) if repeated else 1)
     ]
 
 

@@ -1,9 +1,9 @@
 """The autoencoder that nano's starts from: the best linear one, in closed form, in FLUX's class.
 
 An 8 x 8 patch is 192 numbers. Its 16 latents are the leading principal components of the patch's
-luma and of its chroma, scaled to unit variance: so the gray photo's latents are the color photo's
-without the chroma ones. The weights below make AutoencoderKL's encoder compute exactly this, and
-its decoder paint every patch with its mean color; the residual blocks start as the identity.
+luma and of its chroma: so the gray photo's latents are the color photo's without the chroma ones.
+Whitened, all have unit variance; less so, fine detail has less of it, and less of the flow's loss.
+The weights below make AutoencoderKL's encoder compute exactly this, and its decoder paint every patch with its mean color; the residual blocks start as the identity.
 
 A norm followed by SiLU passes a value x through as silu(x) - silu(-x) = x, if constant channels of
 size ANCHOR beside x keep the norm's divisor constant.
@@ -30,7 +30,7 @@ ANCHOR = 50.0
 NO_NOISE = -30.0
 
 
-def build_vae(images: Tensor) -> AutoencoderKL:
+def build_vae(images: Tensor, whitening: float = 1.0, chroma_scale: float = 1.0) -> AutoencoderKL:
     """The linear autoencoder of ``images`` (N, 3, H, W) in [0, 1], sides multiples of 8."""
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -44,7 +44,7 @@ def build_vae(images: Tensor) -> AutoencoderKL:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
-    mean, analysis = principal_components(images)
+    mean, analysis = principal_components(images, whitening, chroma_scale)
     with torch.no_grad():
         for module in vae.modules():
             if isinstance(module, ResnetBlock2D):
@@ -58,10 +58,14 @@ def build_vae(images: Tensor) -> AutoencoderKL:
     return vae
 
 
-def principal_components(images: Tensor) -> tuple[Tensor, Tensor]:
+def principal_components(
+    images: Tensor, whitening: float = 1.0, chroma_scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """The mean patch (3, 8, 8) and the analysis filters (16, 3, 8, 8), on RGB in [-1, 1].
 
-    The first LUMA_LATENTS filters see luma alone, the others chroma alone.
+    The first LUMA_LATENTS filters see luma alone, the others chroma alone. The first component of
+    luma has a standard deviation of 1, that of chroma ``chroma_scale``; ``whitening`` 1 gives the
+    others the same, 0 the share of it that they have in the photos.
     """
     patches = (
         rgb_to_ycbcr(images * 2 - 1)
@@ -73,12 +77,16 @@ def principal_components(images: Tensor) -> tuple[Tensor, Tensor]:
     to_ycbcr = rgb_to_ycbcr(torch.eye(3).view(3, 3, 1, 1)).view(3, 3).T
     centred = (patches - patches.mean(0)).double()
     filters = []
-    for planes, count in (([0], LUMA_LATENTS), ([1, 2], LATENTS - LUMA_LATENTS)):
+    for planes, count, scale in (
+        ([0], LUMA_LATENTS, 1.0),
+        ([1, 2], LATENTS - LUMA_LATENTS, chroma_scale),
+    ):
         flat = centred[:, planes].flatten(1)
         variances, axes = torch.linalg.eigh(flat.T @ flat / len(flat))
-        whitened = (axes / variances.sqrt()).T.flip(0)[:count]
+        deviations = variances[-1] ** (1 - whitening) * variances**whitening
+        scaled = scale * (axes / deviations.sqrt()).T.flip(0)[:count]
         ycbcr = torch.zeros(count, 3, PATCH, PATCH, dtype=torch.double)
-        ycbcr[:, planes] = whitened.view(count, len(planes), PATCH, PATCH)
+        ycbcr[:, planes] = scaled.view(count, len(planes), PATCH, PATCH)
         filters.append(ycbcr)
     analysis = torch.einsum("kphw,pc->kchw", torch.cat(filters), to_ycbcr.double()).float()
     mean = torch.linalg.solve(to_ycbcr, patches.mean(0).flatten(1)).view(3, PATCH, PATCH)

@@ -51,6 +51,21 @@ class PartsConfig(LoopConfig):
     timestep_density: Literal["logit_normal", "uniform"] = setting(
         "logit_normal", "how timesteps are drawn (the paper does not say)"
     )
+    timestep_shift: float = setting(
+        1.0, "above 1 moves the timesteps towards noise, as schedules at inference do", low=0.01
+    )
+    fresh_views: bool = setting(
+        False,
+        "show a new random part of each photo in every step, for which the VAE and the vision tower"
+        " stay loaded; --views is not used then",
+    )
+    old_photos: float = setting(
+        0.0,
+        "share of the gray photos that are made to look old: faded, blurred, grainy, scratched;"
+        " needs --fresh_views",
+        low=0,
+        high=1,
+    )
     plan: bool = setting(
         False, "print what would be loaded and the memory it takes, then stop", may_change=True
     )
@@ -71,6 +86,8 @@ class PartsConfig(LoopConfig):
         super().__post_init__()
         if self.precision == "no" and self.frozen != "float32":
             raise ColorFluxError(f"--frozen {self.frozen} needs --precision bf16 or fp16")
+        if self.old_photos and not self.fresh_views:
+            raise ColorFluxError("--old_photos needs --fresh_views")
         if self.shard and self.optimizer == "adamw8bit":
             raise ColorFluxError("--shard does not go with --optimizer adamw8bit: take adamw")
 
@@ -184,9 +201,10 @@ def pipeline(
 
 
 def pictures(config: LoopConfig, stage: str) -> list[Picture]:
-    """Views of the training photos that a stage may use."""
-    photos = read_manifest(config.manifest, config.photo_folder, "train", stage)
-    return views(photos, config.canvas, config.views, config.view_seed)
+    """Views of the training photos that a stage may use, as often as a pass shows them."""
+    photos = read_manifest(config.manifest, config.photo_folder, "train", stage, repeated=True)
+    fresh = isinstance(config, PartsConfig) and config.fresh_views
+    return views(photos, config.canvas, 1 if fresh else config.views, config.view_seed)
 
 
 def sample_pictures(config: LoopConfig, stage: str) -> list[Picture]:
@@ -201,7 +219,8 @@ def with_noise(
     """The batch with the noise eps and the timesteps t of Eq. 1, for the column ``photo``."""
     rows = batch[photo]
     noise = torch.stack([torch.randn(rows.shape[1:], generator=g) for g in generators])
-    t = torch.cat([sample_timesteps(1, g, config.timestep_density) for g in generators])
+    density, shift = config.timestep_density, config.timestep_shift
+    t = torch.cat([sample_timesteps(1, g, density, shift) for g in generators])
     return {**batch, "noise": noise.to(rows.device), "t": t.to(rows.device)}
 
 

@@ -6,6 +6,7 @@ start at ``training.structure``. Nano has to make its own, one after the other, 
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ from .pretrain_flux import FluxConfig, FluxStage, flux_training
 from .pretrain_vae import VaeConfig, vae_training
 from .vision import convert, image_processor, published_weights, standardize
 
+STANDARDIZED = 1024
+"""Photos that the tower's features are standardized over, at most."""
+
 
 @dataclass
 class VisionConfig(LoopConfig):
@@ -29,10 +33,11 @@ class VisionConfig(LoopConfig):
 
 
 def make_vision(config: VisionConfig) -> None:
-    """Convert the published tower, and standardize its features over the photos."""
+    """Convert the published tower, and standardize its features over some of the photos."""
     tower = convert(published_weights(), config.image_size)
     processor = image_processor(config.image_size)
     whole = [picture for picture in pictures(config, "vision") if picture.view == 0]
+    whole = whole[:: math.ceil(len(whole) / STANDARDIZED)]
     batches = load(Pixels(whole), config.workers, batch_size=16)
     standardize(tower, (preprocess(processor, unit_range(batch)) for _, batch in batches))
     tower.save_pretrained(config.output / "image_encoder")

@@ -22,7 +22,7 @@ from colorflux_core.visual_prompt import after_text_tokens, prompt_from_tokens
 
 from .config import setting
 from .data import Batch, Picture, Rows, pixels
-from .encoding import latents, tokens
+from .fresh import Encoding, FreshEncoder, encoded_columns
 from .loop import Loss, Training
 from .parallel import devices
 from .parts import (
@@ -36,6 +36,11 @@ from .parts import (
     with_noise,
 )
 from .sheet import Sheet
+
+COLUMNS: dict[str, Encoding] = {
+    "latents": ("latents", "color"),
+    "tokens": ("tokens", "color"),
+}
 
 
 @dataclass
@@ -72,8 +77,11 @@ class FluxStage:
         for model in self.models.values():
             parts.learning(model)
         self.trainable: nn.Module = nn.ModuleDict(self.models)
+        self.fresh = FreshEncoder(parts, COLUMNS) if config.fresh_views else None
 
     def draw(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
+        if self.fresh:
+            batch = self.fresh(batch)
         return with_noise(batch, "latents", generators, self.config)
 
     def loss(self, batch: Batch) -> Loss:
@@ -122,6 +130,6 @@ def flux_training(config: FluxConfig) -> Training:
     chosen, parts = pictures(config, "flux"), Parts(config)
     rows = Rows(
         [picture.photo.file for picture in chosen],
-        {"latents": latents(parts, chosen), "tokens": tokens(parts, chosen)},
+        encoded_columns(parts, chosen, COLUMNS),
     )
     return Training(FluxStage(config, parts), rows, sample_pictures(config, "flux"))

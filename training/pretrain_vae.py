@@ -4,6 +4,7 @@ closed form; the decoder is trained, to put back what 16 numbers a patch leave o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
 from colorflux_core.color import rgb_to_ycbcr, unit_range
+from colorflux_core.components import load_model
 from colorflux_core.errors import ColorFluxError
 
 from .config import LoopConfig, setting
@@ -24,6 +26,9 @@ from .parallel import devices
 from .parts import pictures, sample_pictures, save_model
 from .sheet import Sheet
 
+ANALYZED = 512
+"""Photos that the closed form is made from, at most."""
+
 
 @dataclass
 class VaeConfig(LoopConfig):
@@ -31,6 +36,18 @@ class VaeConfig(LoopConfig):
         64, "side in pixels of the random crops that the decoder trains on", low=PATCH
     )
     chroma_weight: float = setting(2.0, "weight of the chroma error beside the RGB error", low=0)
+    whitening: float = setting(
+        1.0,
+        "1 gives all latents unit variance, 0 leaves fine detail as small as it is in photos",
+        low=0,
+        high=1,
+    )
+    chroma_scale: float = setting(
+        1.0, "standard deviation of the first chroma latent, beside luma's 1", low=0.1
+    )
+    initial_vae: Path | None = setting(
+        None, "a VAE whose decoder to train on, instead of a new one in closed form"
+    )
     latent_noise: float = setting(
         0.05, "noise on the latents, for which the flow's will not be exact", low=0
     )
@@ -86,8 +103,13 @@ class VaeStage:
 def vae_training(config: VaeConfig) -> Training:
     chosen = pictures(config, "vae")
     images = stored_pixels(config, chosen)
-    whole = [images(Place(row, 0)) for row in range(0, len(chosen), config.views)]
     torch.manual_seed(config.seed)
-    stage = VaeStage(config, build_vae(unit_range(torch.stack(whole))))
+    if config.initial_vae is None:
+        every = config.views * math.ceil(len(chosen) / config.views / ANALYZED)
+        whole = torch.stack([images(Place(row, 0)) for row in range(0, len(chosen), every)])
+        vae = build_vae(unit_range(whole), config.whitening, config.chroma_scale)
+    else:
+        vae = load_model("vae", config.initial_vae, torch.float32)
+    stage = VaeStage(config, vae)
     rows = Rows([picture.photo.file for picture in chosen], {"images": images})
     return Training(stage, rows, sample_pictures(config, "vae"))

@@ -18,8 +18,8 @@ from colorflux_core.velocity import control_residuals, predict_velocity
 from colorflux_core.visual_prompt import after_text_tokens, prompt_from_tokens
 
 from .config import parse, run, setting
-from .data import Batch, Picture, Rows, gray_pictures, pixels
-from .encoding import latents, tokens
+from .data import Batch, Picture, Rows, pixels
+from .fresh import Encoding, FreshEncoder, encoded_columns
 from .loop import Loss, Training, start
 from .parts import (
     Parts,
@@ -32,6 +32,12 @@ from .parts import (
     with_noise,
 )
 from .sheet import Sheet
+
+COLUMNS: dict[str, Encoding] = {
+    "latents": ("latents", "color"),
+    "gray_latents": ("latents", "gray"),
+    "color_tokens": ("tokens", "color"),
+}
 
 
 @dataclass
@@ -59,8 +65,11 @@ class StructureStage:
         self.trainable = parts.learning(controlnet)
         self.transformer = parts.freeze(transformer)
         self.redux = parts.frozen("image_embedder")
+        self.fresh = FreshEncoder(parts, COLUMNS) if config.fresh_views else None
 
     def draw(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
+        if self.fresh:
+            batch = self.fresh(batch)
         return with_noise(batch, "latents", generators, self.config)
 
     def loss(self, batch: Batch) -> Loss:
@@ -103,11 +112,7 @@ def structure_training(config: StructureConfig) -> Training:
     chosen, parts = pictures(config, "structure"), Parts(config)
     rows = Rows(
         [picture.photo.file for picture in chosen],
-        {
-            "latents": latents(parts, chosen),
-            "gray_latents": latents(parts, gray_pictures(chosen)),
-            "color_tokens": tokens(parts, chosen),
-        },
+        encoded_columns(parts, chosen, COLUMNS),
     )
     samples = sample_pictures(config, "structure")
     return Training(StructureStage(config, parts), rows, samples)
