@@ -2,8 +2,8 @@
 
     python -m benchmarks.heldout --photos FOLDER --manifest models/nano/photos.csv [--bundle DIR]
 
-1. Gray inputs: chroma error against the true photo, colorfulness, blotches; beside the gray photo
-   itself, the training photos' mean chroma, and a regression head on the same features and photos.
+1. Gray inputs: colors beside the true photo's, of photos with people and of others; beside them the
+   gray photo itself and a regression head on the same features and photos (``--regression``).
 2. Faded inputs (the paper's augmentation, 4.2.1): with the Pro-DPO LoRA against without it.
 """
 
@@ -16,72 +16,49 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.chroma import scores, skin
+from benchmarks.regression import load_head, with_chroma
 from colorflux_core.bundle import LORA, Bundle, load_bundle
 from colorflux_core.bundle_config import find_bundle
 from colorflux_core.color import (
     colorfulness,
     grayscale,
     luminance,
-    merge_luminance,
-    rgb_to_ycbcr,
     sample_fading,
     unit_range,
-    ycbcr_to_rgb,
 )
 from colorflux_core.colorization import colorize
 from colorflux_core.visual_prompt import image_tokens
-from training.data import Photo, load, pixels, read_manifest, views
+from training.data import Photo, load, manifest_rows, pixels, read_manifest, views
 from training.order import Place, generator
 from training.parts import Parts
 from training.pro_dpo import ProDpoConfig, ProDpoStage, preference_rows
 
 SIDE = 256
-FLAT = 0.02
-
-
-def chroma(rgb: Tensor) -> Tensor:
-    return rgb_to_ycbcr(rgb)[..., 1:, :, :]
-
-
-def psnr(error: Tensor) -> float:
-    return -10 * error.square().mean().log10().item()
-
-
-def gradient(planes: Tensor) -> Tensor:
-    """Size of the change to the right and below, (N, 1, H - 1, W - 1), over all planes."""
-    right = planes[..., :-1, 1:] - planes[..., :-1, :-1]
-    below = planes[..., 1:, :-1] - planes[..., :-1, :-1]
-    return (right.square() + below.square()).sum(1, keepdim=True).sqrt()
-
-
-def blotches(rgb: Tensor, true: Tensor) -> float:
-    """Mean chroma change where the true luma has no edge, over the true photos' own."""
-    flat = gradient(luminance(true)) < FLAT
-    return (gradient(chroma(rgb))[flat].mean() / gradient(chroma(true))[flat].mean()).item()
-
-
-def correlation(one: Tensor, other: Tensor) -> float:
-    return torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1].item()
+PEOPLE, OTHERS = "people", "others"
 
 
 def table(rows: dict[str, Tensor], true: Tensor) -> None:
-    print(
-        f"{'':26}{'chroma PSNR':>12}{'over gray':>11}{'correlation':>12}{'colorfulness':>13}",
-        end="",
-    )
-    print(f"{'blotches':>10}")
-    gray_error = psnr(chroma(true))
+    columns = "over gray, dB", "+-", "correlation", "colorfulness", "blotches", "seed map"
+    print(f"{'':26}" + "".join(f"{column:>14}" for column in columns))
     for name, rgb in rows.items():
-        error = psnr(chroma(rgb) - chroma(true))
-        related = correlation(chroma(rgb), chroma(true)) if chroma(rgb).std() > 1e-4 else 0.0
-        colorful = (colorfulness(rgb).mean() / colorfulness(true).mean()).item()
+        s = scores(rgb, true)
         print(
-            f"{name:26}{error:10.2f} dB{error - gray_error:+10.2f} dB{related:13.2f}"
-            f"{100 * colorful:11.0f} %{blotches(rgb, true):12.2f}x"
+            f"{name:26}{s.over_gray:+14.2f}{s.interval:14.2f}{s.correlation:14.2f}"
+            f"{100 * s.colorfulness:12.0f} %{s.blotches:14.2f}{s.seed:14.2f}"
+        )
+
+
+def skin_table(rows: dict[str, Tensor], true: Tensor) -> None:
+    print("\nMean hue of skin within 15 degrees of the truth\n")
+    for name, rgb in rows.items():
+        s = skin(rgb, true)
+        print(
+            f"{name:26}light {100 * s.light:3.0f} % of {s.light_photos},"
+            f" dark {100 * s.dark:3.0f} % of {s.dark_photos}"
         )
 
 
@@ -91,45 +68,6 @@ def colorized(bundle: Bundle, photos: Tensor, lora_scale: float) -> Tensor:
     return torch.stack(
         [colorize(bundle.pipeline, photo, settings) for photo in tqdm(photos, leave=False)]
     )
-
-
-class RegressionHead(nn.Module):
-    """Image tokens of the gray photo (N, T, D) -> mean chroma of each 8 x 8 pixels (N, 2, h, w)."""
-
-    def __init__(self, width: int, fine: int) -> None:
-        super().__init__()
-        self.fine = fine
-        self.layers = nn.Sequential(
-            nn.Dropout(0.3), nn.Linear(width, 512), nn.SiLU(), nn.Dropout(0.3)
-        ).append(nn.Linear(512, 2 * fine**2))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        grid = int(tokens.shape[1] ** 0.5)
-        cells = self.layers(tokens).view(-1, grid, grid, 2, self.fine, self.fine)
-        return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-
-
-def train_regression(tokens: Tensor, true: Tensor, steps: int = 600) -> RegressionHead:
-    torch.manual_seed(0)
-    target = F.avg_pool2d(chroma(true), 8)
-    head = RegressionHead(tokens.shape[2], target.shape[-1] // int(tokens.shape[1] ** 0.5))
-    optimizer = torch.optim.AdamW(head.parameters(), 5e-4, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in tqdm(range(steps), desc="regression head", leave=False):
-        rows = torch.randint(len(tokens), (64,))
-        loss = F.mse_loss(head(tokens[rows]), target[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return head.eval()
-
-
-def with_chroma(planes: Tensor, gray: Tensor) -> Tensor:
-    """The gray photos (N, 3, H, W) in the colors of coarse chroma planes (N, 2, h, w)."""
-    y = luminance(gray)
-    smooth = F.interpolate(planes, size=gray.shape[-2:], mode="bilinear")
-    return merge_luminance(ycbcr_to_rgb(torch.cat([y, smooth], dim=1)), y)
 
 
 def stack(photos: list[Photo], per_photo: int = 1) -> Tensor:
@@ -145,31 +83,31 @@ def faded(photos: list[Photo], low: float, high: float) -> Tensor:
     return unit_range(pixels(pictures))
 
 
-def on_gray_inputs(bundle: Bundle, train: list[Photo], held_out: list[Photo]) -> None:
-    true = stack(held_out)
-    gray = grayscale(true)
-    pipeline, views_of_train = bundle.pipeline, stack(train, 3)
+def on_gray_inputs(bundle: Bundle, groups: dict[str, list[Photo]], regression: Path | None) -> None:
+    for group, photos in groups.items():
+        true = stack(photos)
+        gray = grayscale(true)
+        rows = {"gray": gray}
+        if regression is not None:
+            rows["regression head"] = regressed(bundle, gray, regression)
+        rows["ColorFLUX without LoRA"] = colorized(bundle, gray, 0.0)
+        if has_lora(bundle):
+            rows["ColorFLUX"] = colorized(bundle, gray, 1.0)
+        print(f"\nGray inputs, {len(gray)} photos at {SIDE} x {SIDE}: {group}\n")
+        table(rows, true)
+        if group == PEOPLE:
+            skin_table(rows, true)
 
-    @torch.no_grad()
-    def tokens(rgb: Tensor) -> Tensor:
-        encode = (pipeline.image_encoder, pipeline.feature_extractor)
-        chunks = tqdm(grayscale(rgb).split(16), desc="image tokens", leave=False)
-        return torch.cat([image_tokens(*encode, chunk) for chunk in chunks])
 
-    head = train_regression(tokens(views_of_train), views_of_train)
-    mean = chroma(views_of_train).mean(dim=(0, 2, 3), keepdim=True)
-    with torch.no_grad():
-        regressed = head(tokens(true))
-    rows = {
-        "gray": gray,
-        "mean chroma of training": with_chroma(mean.expand(len(gray), -1, 8, 8), gray),
-        "regression head": with_chroma(regressed, gray),
-        "ColorFLUX without LoRA": colorized(bundle, gray, 0.0),
-        "ColorFLUX": colorized(bundle, gray, 1.0),
-        "(true)": true,
-    }
-    print(f"\nGray inputs, {len(gray)} photos at {SIDE} x {SIDE}\n")
-    table(rows, true)
+@torch.no_grad()
+def regressed(bundle: Bundle, gray: Tensor, folder: Path) -> Tensor:
+    encode = (bundle.pipeline.image_encoder, bundle.pipeline.feature_extractor)
+    tokens = torch.cat([image_tokens(*encode, chunk) for chunk in gray.split(16)])
+    return with_chroma(load_head(folder, *tokens.shape[1:])(tokens), gray)
+
+
+def has_lora(bundle: Bundle) -> bool:
+    return bool(getattr(bundle.pipeline.transformer, "peft_config", None))
 
 
 def on_faded_inputs(bundle: Bundle, held_out: list[Photo]) -> None:
@@ -228,20 +166,35 @@ def on_pairs(bundle: Bundle, folder: Path, held_out: list[Photo], draws: int = 4
         print(f"implicit accuracy, fading {low}-{high}: {sum(accuracy) / len(accuracy):.2f}")
 
 
+def groups_of(manifest: Path, photos: list[Photo], folder: Path) -> dict[str, list[Photo]]:
+    """With people and others, where the manifest's column ``people`` tells them apart."""
+    people = {folder / row["file"] for row in manifest_rows(manifest) if row.get("people") == "yes"}
+    groups = {
+        PEOPLE: [photo for photo in photos if photo.file in people],
+        OTHERS: [photo for photo in photos if photo.file not in people],
+    }
+    return {group: members for group, members in groups.items() if members}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, required=True, help="folder of the photos")
     parser.add_argument("--manifest", type=Path, default=Path("models/nano/photos.csv"))
     parser.add_argument("--split", default="test", help="the manifest's held-out split")
     parser.add_argument("--bundle", default="nano", help="bundle folder or name")
+    parser.add_argument("--regression", type=Path, help="folder of benchmarks.regression's head")
+    parser.add_argument("--every", type=int, default=1, help="take every so many photos")
+    parser.add_argument("--gray-only", action="store_true", help="leave out the faded inputs")
     arguments = parser.parse_args()
     bundle = load_bundle(arguments.bundle)
     bundle.pipeline.set_progress_bar_config(disable=True)
     held_out = read_manifest(arguments.manifest, arguments.photos, arguments.split)
-    train = read_manifest(arguments.manifest, arguments.photos, "train")
-    on_gray_inputs(bundle, train, held_out)
-    on_faded_inputs(bundle, held_out)
-    on_pairs(bundle, find_bundle(arguments.bundle), held_out)
+    held_out = held_out[:: arguments.every]
+    groups = groups_of(arguments.manifest, held_out, arguments.photos)
+    on_gray_inputs(bundle, groups, arguments.regression)
+    if has_lora(bundle) and not arguments.gray_only:
+        on_faded_inputs(bundle, held_out)
+        on_pairs(bundle, find_bundle(arguments.bundle), held_out)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 An 8 x 8 patch is 192 numbers. Its 16 latents are the leading principal components of the patch's
 luma and of its chroma: so the gray photo's latents are the color photo's without the chroma ones.
 Whitened, all have unit variance; less so, fine detail has less of it, and less of the flow's loss.
-The weights below make AutoencoderKL's encoder compute exactly this, and its decoder paint every patch with its mean color; the residual blocks start as the identity.
+The weights below make AutoencoderKL's encoder compute exactly this, and its decoder paint every
+patch with its mean color; the residual blocks start as the identity.
 
 A norm followed by SiLU passes a value x through as silu(x) - silu(-x) = x, if constant channels of
 size ANCHOR beside x keep the norm's divisor constant.
