@@ -118,6 +118,16 @@ def test_uniform_timesteps() -> None:
     assert t.var() == pytest.approx(1 / 12, abs=0.002)
 
 
+def test_shifted_timesteps_are_moved_as_the_schedule_is() -> None:
+    plain, shifted = (
+        sample_timesteps(1000, torch.Generator().manual_seed(0), "uniform", shift)
+        for shift in (1.0, 3.0)
+    )
+    torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain))
+    assert shifted.median() == pytest.approx(0.75, abs=0.03)
+    assert shifted.max() < 1
+
+
 def test_timesteps_are_the_generators() -> None:
     one, other = (sample_timesteps(9, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(one, other)

@@ -72,6 +72,20 @@ def test_the_components_are_those_of_a_plain_pca(seen: Tensor) -> None:
     assert left.item() == pytest.approx(best.item(), rel=1e-4)
 
 
+def test_less_whitening_leaves_detail_smaller(seen: Tensor) -> None:
+    """The same components, each at a power of its share, chroma ``chroma_scale`` times as large."""
+    white, partly = (
+        principal_components(seen, *scales)[1].flatten(1) for scales in ((1.0, 1.0), (0.5, 2.0))
+    )
+    torch.testing.assert_close(
+        torch.nn.functional.normalize(white).abs(), torch.nn.functional.normalize(partly).abs()
+    )
+    ratio = partly.norm(dim=1) / white.norm(dim=1)
+    assert ratio[0].item() == pytest.approx(1, abs=1e-3)
+    assert ratio[LUMA_LATENTS].item() == pytest.approx(2, abs=1e-3)
+    assert (ratio[1:LUMA_LATENTS] < ratio[: LUMA_LATENTS - 1] + 1e-6).all()
+
+
 @torch.no_grad()
 def test_gray_photos_keep_their_luma_latents_and_have_one_chroma(vae: AutoencoderKL) -> None:
     color = photos(100, 4)

@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from .data import squash
-
 BORDER_SHARE = 0.15
 """How many of the old photos have a border."""
 
@@ -71,8 +69,9 @@ def blurred(pixels: Gray, rng: random.Random, _: np.random.Generator) -> Gray:
     """Out of focus, moved, or enlarged from a small scan."""
     stored = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     if rng.random() < 0.3:
-        small = squash(stored, round(stored.width * rng.uniform(0.35, 0.7)))
-        return np.asarray(squash(small, stored.width), np.float32)
+        share = rng.uniform(0.35, 0.7)
+        small = stored.resize((round(share * stored.width), round(share * stored.height)))
+        return np.asarray(small.resize(stored.size), np.float32)
     radius = rng.uniform(0.4, 2.0) * stored.width / 256
     return np.asarray(stored.filter(ImageFilter.GaussianBlur(radius)), np.float32)
 

@@ -47,6 +47,24 @@ def photos(tmp_path: Path) -> list[Photo]:
     return [save_photo(tmp_path / f"{seed}.png", seed) for seed in range(3)]
 
 
+def test_training_shows_a_photo_as_often_as_its_column_says(
+    tmp_path: Path, photos: list[Photo]
+) -> None:
+    rows = [
+        {"file": photo.file.name, "split": "train", "times": times}
+        for photo, times in zip(photos, ("2", "", "1"), strict=True)
+    ]
+    manifest = write_manifest(tmp_path / "photos.csv", rows)
+    first, second, third = photos
+    assert read_manifest(manifest, tmp_path, "train", repeated=True) == [
+        first,
+        first,
+        second,
+        third,
+    ]
+    assert read_manifest(manifest, tmp_path, "train") == photos
+
+
 def test_a_stage_has_the_photos_of_its_column_and_split(
     tmp_path: Path, photos: list[Photo]
 ) -> None:

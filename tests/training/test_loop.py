@@ -48,7 +48,10 @@ OPTIONS: dict[str, Any] = {
     "schedule": "cosine",
     "warmup_steps": 2,
 }
-FRESH = {"pro_dpo, fresh losers": ("pro_dpo", {"pairs": 0})}
+FRESH: dict[str, tuple[str, dict[str, Any]]] = {
+    "pro_dpo, fresh losers": ("pro_dpo", {"pairs": 0}),
+    "structure, fresh views": ("structure", {"fresh_views": True, "old_photos": 0.5}),
+}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in STAGES} | FRESH
 
 
