@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from colorflux_core.bundle import assemble, save_bundle
+from colorflux_core.components import FLUX_SCHEDULE
 from colorflux_core.resize import Canvas
 from colorflux_core.settings import Settings
 
@@ -27,6 +28,13 @@ class BundleConfig(Config):
     canvas: int = setting(1024, "side in pixels of the square that it was trained on", low=16)
     guidance: float = setting(Settings.guidance, "what a guidance-distilled FLUX is told", low=0)
     text_tokens: int = setting(Settings.text_tokens, "zero tokens before the visual prompt", low=0)
+    steps: int = setting(Settings.steps, "Euler steps that users get by default", low=1)
+    base_shift: float = setting(
+        FLUX_SCHEDULE["base_shift"],
+        "mu of the schedule at 256 tokens; 0 spaces the steps evenly: after a long first step the"
+        " colors are the mean of what is likely rather than what the noise happens to say",
+    )
+    max_shift: float = setting(FLUX_SCHEDULE["max_shift"], "mu of the schedule at 4096 tokens")
     detail: float = setting(
         Settings.detail, "share of the scan's fine detail that users get by default", low=0, high=1
     )
@@ -47,10 +55,14 @@ def main(argv: list[str]) -> None:
         lora=config.lora,
         dtype=dtype,
     )
+    bundle.pipeline.scheduler.register_to_config(
+        base_shift=config.base_shift, max_shift=config.max_shift
+    )
     settings = Settings(
         canvas=Canvas("square", config.canvas),
         guidance=config.guidance,
         text_tokens=config.text_tokens,
+        steps=config.steps,
         detail=config.detail,
     )
     photos = manifest_rows(config.manifest) if config.manifest else []
@@ -59,7 +71,7 @@ def main(argv: list[str]) -> None:
         bundle.pipeline,
         settings,
         dtype=dtype,
-        sources=sorted({row["package"] for row in photos if row.get("package")}),
+        sources=sorted({row["source"] for row in photos if row.get("source")}),
         licences=sorted({row["licence"] for row in photos if row.get("licence")}),
     )
 
