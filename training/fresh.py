@@ -21,7 +21,7 @@ from colorflux_core.latents import encode, pack
 from colorflux_core.visual_prompt import image_tokens, preprocess
 
 from .data import Batch, Column, Picture, gray, gray_pictures, open_rgb, random_view, to_uint8
-from .encoding import latents, tokens
+from .encoding import kept_type, latents, tokens
 from .old_photo import BORDER_SHARE, aged, bordered
 from .order import Place
 from .parts import Parts, PartsConfig, feature_extractor
@@ -90,6 +90,7 @@ class FreshEncoder:
         kinds = {kind for kind, _ in encodings.values()}
         if "latents" in kinds:
             vae = parts.load("vae", dtype=torch.float32).to(parts.device)
+            vae.enable_slicing()
             self.vae, self.convolution = vae, as_convolution(vae)
         if "tokens" in kinds:
             self.tower = parts.load("image_encoder", dtype=torch.float32).to(parts.device)
@@ -109,7 +110,8 @@ class FreshEncoder:
         dtype = self.parts.config.autocast
         with torch.autocast(rgb.device.type, dtype, enabled=dtype is not None):
             if kind == "tokens":
-                return image_tokens(self.tower, self.processor, rgb)
+                kept = kept_type(self.parts.config, torch.bfloat16)
+                return image_tokens(self.tower, self.processor, rgb).to(kept)
             if self.convolution is None:
                 return pack(encode(self.vae, rgb)).float()
         weight, bias = self.convolution

@@ -33,7 +33,8 @@ from colorflux_core.visual_prompt import after_text_tokens, prompt_from_tokens
 
 from .config import parse, run, setting
 from .data import Batch, Column, Picture, Rows, gray, gray_pictures, pixels
-from .encoding import latent_encoder, latents, statistics, token_encoder, tokens
+from .encoding import latents, statistics, tokens
+from .fresh import Encoding, FreshEncoder
 from .loop import Loss, Training, start
 from .order import Place
 from .parallel import devices, gathered
@@ -86,6 +87,8 @@ class ProDpoConfig(PartsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pairs and self.fresh_views:
+            raise ColorFluxError("--fresh_views needs losers that are fresh too: --pairs 0")
         if self.fading_low > self.fading_high:
             raise ColorFluxError(
                 f"--fading_low {self.fading_low} is above --fading_high {self.fading_high}"
@@ -102,19 +105,30 @@ class ProDpoStage:
         self.controlnet = parts.frozen("controlnet")
         self.redux = parts.frozen("image_embedder")
         if not config.pairs:
-            self.encode_latents, self.encode_tokens = latent_encoder(parts), token_encoder(parts)
+            columns: dict[str, Encoding] = {
+                "loser": ("latents", "color"),
+                "loser_tokens": ("tokens", "gray"),
+            }
+            self.encoder = FreshEncoder(parts, columns)
 
     def draw(self, batch: Batch, generators: list[torch.Generator]) -> Batch:
         """One noise and one timestep for winner and loser."""
         if not self.config.pairs:
-            faded = batch["loser_pixels"]
-            grays = unit_range(gray(faded))
-            batch = batch | {
-                "loser": self.encode_latents(unit_range(faded)).float(),
-                "condition": self.encode_latents(grays).float(),
-                "loser_tokens": self.encode_tokens(grays),
-            }
+            batch = batch | self.encoded(batch)
         return with_noise(batch, "winner", generators, self.config)
+
+    def encoded(self, batch: Batch) -> Batch:
+        """What the fresh pixels of a batch are encoded into."""
+        encode, faded = self.encoder.encode, batch["loser_pixels"]
+        grays = unit_range(gray(faded))
+        columns = {
+            "loser": encode("latents", unit_range(faded)),
+            "condition": encode("latents", grays),
+            "loser_tokens": encode("tokens", grays),
+        }
+        if "winner_pixels" in batch:
+            columns["winner"] = encode("latents", unit_range(batch["winner_pixels"]))
+        return columns
 
     def loss(self, batch: Batch) -> Loss:
         with torch.no_grad():
@@ -225,21 +239,37 @@ def losers(winners: list[Picture], config: ProDpoConfig, seed: str) -> list[Pict
 
 
 @dataclass(frozen=True)
-class FreshLosers:
-    """A column: each picture, uint8 (3, S, S), faded anew at every place of the run."""
+class FreshWinners:
+    """A column: each picture, uint8 (3, S, S), or a new part of its photo at every place."""
 
     winners: list[Picture]
     config: ProDpoConfig
 
+    def picture(self, place: Place) -> Picture:
+        winner = self.winners[place.row]
+        return replace(winner, view=1 + place.place) if self.config.fresh_views else winner
+
+    def __call__(self, place: Place) -> Tensor:
+        return self.picture(place).pixels()
+
+
+@dataclass(frozen=True)
+class FreshLosers(FreshWinners):
+    """A column: the winner faded anew at every place."""
+
     def __call__(self, place: Place) -> Tensor:
         faded = fading(self.config, f"place {place.place}")
-        return replace(self.winners[place.row], fading=faded).pixels()
+        return replace(self.picture(place), fading=faded).pixels()
 
 
 def preference_rows(winners: list[Picture], config: ProDpoConfig, parts: Parts) -> Rows:
     """Triplets (c, x_w, x_l); where losers are fresh, c and x_l are made of them in the step."""
     pairs = winners * (config.pairs or 1)
-    columns: dict[str, Column] = {"winner": latents(parts, pairs)}
+    columns: dict[str, Column] = {}
+    if config.fresh_views:
+        columns["winner_pixels"] = FreshWinners(winners, config)
+    else:
+        columns["winner"] = latents(parts, pairs)
     if config.pairs:
         faded = [
             loser for pair in range(config.pairs) for loser in losers(winners, config, f"{pair}")

@@ -50,6 +50,7 @@ OPTIONS: dict[str, Any] = {
 }
 FRESH: dict[str, tuple[str, dict[str, Any]]] = {
     "pro_dpo, fresh losers": ("pro_dpo", {"pairs": 0}),
+    "pro_dpo, fresh views": ("pro_dpo", {"pairs": 0, "fresh_views": True}),
     "structure, fresh views": ("structure", {"fresh_views": True, "old_photos": 0.5}),
 }
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in STAGES} | FRESH

@@ -140,3 +140,12 @@ def test_switches_that_exclude_each_other_are_refused(
 ) -> None:
     with pytest.raises(ColorFluxError, match=named):
         setup.config("basic_color", tmp_path, **changes)
+
+
+def test_a_vaes_decoder_is_trained_on(setup: Setup, tmp_path: Path) -> None:
+    trained_stage(setup, "vae", tmp_path / "one", steps=2)
+    run = trained_stage(setup, "vae", tmp_path / "two", initial_vae=tmp_path / "one", steps=2)
+    config = setup.config("flux", tmp_path / "three", base=tmp_path / "one")
+    before = weights(Parts(config).load("vae", dtype=torch.float32))
+    learned = changed(before, weights(run.stage.trainable))
+    assert {name.partition(".")[0] for name in learned} == {"decoder"}
