@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,8 @@ from diffusers import (
     FluxControlNetModel,
     FluxTransformer2DModel,
 )
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from colorflux_core.components import (
     DIFFUSERS_MODELS,
@@ -53,6 +55,13 @@ class PartsConfig(LoopConfig):
     )
     timestep_shift: float = setting(
         1.0, "above 1 moves the timesteps towards noise, as schedules at inference do", low=0.01
+    )
+    coarse_noise: float = setting(
+        0.0,
+        "standard deviation of noise added at each of the coarser scales: without it, coarse colors"
+        " are read off the noise before the prompt is asked (blotches that are the seed's)",
+        low=0,
+        may_change=True,
     )
     fresh_views: bool = setting(
         False,
@@ -218,10 +227,27 @@ def with_noise(
 ) -> Batch:
     """The batch with the noise eps and the timesteps t of Eq. 1, for the column ``photo``."""
     rows = batch[photo]
-    noise = torch.stack([torch.randn(rows.shape[1:], generator=g) for g in generators])
+    noise = torch.stack([draw_noise(rows.shape[1:], g, config) for g in generators])
     density, shift = config.timestep_density, config.timestep_shift
     t = torch.cat([sample_timesteps(1, g, density, shift) for g in generators])
     return {**batch, "noise": noise.to(rows.device), "t": t.to(rows.device)}
+
+
+def draw_noise(shape: torch.Size, generator: torch.Generator, config: PartsConfig) -> Tensor:
+    """Packed noise (L, C): white, and with ``--coarse_noise`` more at 2, 4, 8, ... tokens."""
+    noise = torch.randn(shape, generator=generator)
+    if config.coarse_noise:
+        height, width = (n // 2 for n in config.latent_size)
+        channels = shape[1] // 4  # A token holds 2 x 2 latents.
+        scale = 2
+        while scale <= 2 * max(height, width):
+            grid = (1, channels, math.ceil(height / scale), math.ceil(width / scale))
+            coarse = torch.randn(grid, generator=generator)
+            coarse = F.interpolate(coarse, size=(height, width), mode="bilinear")
+            tokens = coarse[0].flatten(1).T.repeat_interleave(4, dim=1)
+            noise += config.coarse_noise * tokens
+            scale *= 2
+    return noise
 
 
 def blank_batch(

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.latents import encode, pack
+from colorflux_core.latents import encode, pack, unpack
 from tests.test_linear_vae import photos
 from tests.tiny_training import CANVAS, TRAIN, Setup, synthetic_photo
 from tests.training.runs import trained_stage
@@ -19,7 +19,7 @@ from training.fresh import FRESH, FreshPixels, as_convolution
 from training.linear_vae import build_vae
 from training.old_photo import aged, bordered
 from training.order import Place
-from training.parts import Parts, pictures
+from training.parts import Parts, draw_noise, pictures
 
 
 def fresh_pixels(setup: Setup, **changes: float) -> FreshPixels:
@@ -84,6 +84,26 @@ def test_encoded_in_the_step_as_beforehand(setup: Setup) -> None:
     with torch.no_grad():
         torch.testing.assert_close(made["latents"], pack(encode(vae, rgb)), rtol=1e-3, atol=1e-3)
     assert made["gray_latents"].shape == made["latents"].shape
+
+
+def test_coarse_noise_is_stronger_the_coarser(setup: Setup) -> None:
+    """White noise has the same power at every scale, coarse noise more at each."""
+    deviations = {}
+    for strength in (0.0, 0.5):
+        config = setup.config("structure", Path("unused"), canvas=256, coarse_noise=strength)
+        noise = torch.stack(
+            [
+                draw_noise(torch.Size((256, 64)), torch.Generator().manual_seed(seed), config)
+                for seed in range(100)
+            ]
+        )
+        latents = unpack(noise, 32, 32)
+        means = [torch.nn.functional.avg_pool2d(latents, size) * size for size in (1, 4, 16, 32)]
+        deviations[strength] = [mean.std().item() for mean in means]
+    assert deviations[0.0] == pytest.approx([1, 1, 1, 1], rel=0.1)
+    fine_to_coarse = deviations[0.5]
+    assert fine_to_coarse == sorted(fine_to_coarse)
+    assert 10 < fine_to_coarse[-1] < 40
 
 
 def test_old_photos_need_fresh_views(setup: Setup) -> None:
