@@ -20,6 +20,7 @@ from training.config import parse, run
 from training.data import Batch, Picture, Rows
 from training.fresh import FRESH, FreshEncoder, encoded_columns
 from training.loop import Loss, Training, train
+from training.parallel import devices
 from training.parts import Parts, PartsConfig, pictures
 from training.sheet import Sheet
 
@@ -67,7 +68,8 @@ class RegressionStage:
         return None
 
     def save(self, folder: Path) -> None:
-        save_file(self.trainable.state_dict(), folder / FILE)
+        if devices().is_main_process:
+            save_file(self.trainable.state_dict(), folder / FILE)
 
 
 def coarse(rgb: Tensor) -> Tensor:
