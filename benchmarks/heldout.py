@@ -41,11 +41,12 @@ SIDE = 256
 PEOPLE, OTHERS = "people", "others"
 
 
-def table(rows: dict[str, Tensor], true: Tensor) -> None:
+def table(rows: dict[str, Tensor], true: Tensor, own_seeds: dict[str, Tensor]) -> None:
+    """``own_seeds``: the rows that have a seed, once more with another for each photo."""
     columns = "over gray, dB", "+-", "correlation", "colorfulness", "blotches", "seed map"
     print(f"{'':26}" + "".join(f"{column:>14}" for column in columns))
     for name, rgb in rows.items():
-        s = scores(rgb, true)
+        s = scores(rgb, true, own_seeds.get(name))
         print(
             f"{name:26}{s.over_gray:+14.2f}{s.interval:14.2f}{s.correlation:14.2f}"
             f"{100 * s.colorfulness:12.0f} %{s.blotches:14.2f}{s.seed:14.2f}"
@@ -62,11 +63,14 @@ def skin_table(rows: dict[str, Tensor], true: Tensor) -> None:
         )
 
 
-def colorized(bundle: Bundle, photos: Tensor, lora_scale: float) -> Tensor:
+def colorized(bundle: Bundle, photos: Tensor, lora_scale: float, own_seeds: bool = False) -> Tensor:
     """Each photo (3, H, W) through the whole path, to the canvas and back."""
     settings = replace(bundle.settings, lora_scale=lora_scale)
     return torch.stack(
-        [colorize(bundle.pipeline, photo, settings) for photo in tqdm(photos, leave=False)]
+        [
+            colorize(bundle.pipeline, photo, replace(settings, seed=index * own_seeds))
+            for index, photo in enumerate(tqdm(photos, leave=False))
+        ]
     )
 
 
@@ -90,11 +94,13 @@ def on_gray_inputs(bundle: Bundle, groups: dict[str, list[Photo]], regression: P
         rows = {"gray": gray}
         if regression is not None:
             rows["regression head"] = regressed(bundle, gray, regression)
-        rows["ColorFLUX without LoRA"] = colorized(bundle, gray, 0.0)
-        if has_lora(bundle):
-            rows["ColorFLUX"] = colorized(bundle, gray, 1.0)
+        scales = {"ColorFLUX without LoRA": 0.0} | ({"ColorFLUX": 1.0} if has_lora(bundle) else {})
+        rows |= {name: colorized(bundle, gray, scale) for name, scale in scales.items()}
+        own_seeds = {
+            name: colorized(bundle, gray, scale, own_seeds=True) for name, scale in scales.items()
+        }
         print(f"\nGray inputs, {len(gray)} photos at {SIDE} x {SIDE}: {group}\n")
-        table(rows, true)
+        table(rows, true, own_seeds)
         if group == PEOPLE:
             skin_table(rows, true)
 

@@ -6,7 +6,7 @@ The part, and how its gray photo has aged, follow from seed and place; so resumi
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,7 +40,11 @@ def encoded_columns(
     if parts.config.fresh_views:
         return {FRESH: FreshPixels(pictures, parts.config)}
     of = {"color": pictures, "gray": gray_pictures(pictures)}
-    kinds = {"latents": latents, "tokens": tokens, "tower_pixels": tower_pixels}
+    kinds: dict[str, Callable[[Parts, list[Picture]], Column]] = {
+        "latents": latents,
+        "tokens": tokens,
+        "tower_pixels": tower_pixels,
+    }
     return {name: kinds[kind](parts, of[which]) for name, (kind, which) in encodings.items()}
 
 
