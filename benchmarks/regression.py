@@ -1,6 +1,6 @@
 """What is attainable: a regression head from the gray photo's image tokens to coarse chroma.
 
-    python -m benchmarks.regression --recipe training/recipes/nano/regression.toml --photos FOLDER
+    python -m benchmarks.regression --recipe benchmarks/regression.toml --photos FOLDER
 
 It sees what nano sees, is trained on the same photos, and gives the mean of what a thing's color
 may be: closer to the truth than a choice can be, and paler. ``benchmarks.heldout`` shows it beside.
