@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from colorflux_core.cli.flags import flag_of
 from colorflux_core.errors import ColorFluxError
-from colorflux_core.files import atomic_write
+from colorflux_core.files import atomic_write, remove_stale
 
 logger = logging.getLogger(__name__)
 State = dict[str, Any]
@@ -37,8 +37,7 @@ def save_checkpoint(folder: Path, step: int, state: State, keep: int) -> None:
     then kept.
     """
     path = folder / "checkpoints" / f"step-{step:07}.pt"
-    for leftover in path.parent.glob("*.part"):  # From a process that was killed while saving.
-        leftover.unlink()
+    remove_stale(path.parent)
     fix = "make room, then repeat the command with --resume"
     with atomic_write(path, fix=fix, make_folder=True) as unfinished:
         tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]

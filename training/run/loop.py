@@ -159,7 +159,9 @@ def require_startable(config: LoopConfig) -> None:
     config.micro_batch_size(devices().num_processes)
     trackers = {config.tracker} - {"none"}
     if not trackers <= {str(tracker) for tracker in get_available_trackers()}:
-        raise ColorFluxError(f"--tracker {config.tracker} is not installed: pip install it")
+        raise ColorFluxError(
+            f"--tracker {config.tracker} is not installed: pip install {config.tracker}"
+        )
     if checkpoints(config.output) and not config.resume:
         raise ColorFluxError(
             f"{config.output} already holds a run: use --resume or another --output"
@@ -167,19 +169,11 @@ def require_startable(config: LoopConfig) -> None:
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:
-    """Create the Accelerator for ``config``.
-
-    Raises ColorFluxError if the tracker is not installed or accelerate is configured to shard.
-    """
-    trackers = [config.tracker] if config.tracker != "none" else []
-    if not {*trackers} <= {str(tracker) for tracker in get_available_trackers()}:
-        raise ColorFluxError(
-            f"--tracker {config.tracker} is not installed: pip install {config.tracker}"
-        )
+    """Create the Accelerator. Raises ColorFluxError if accelerate is configured to shard."""
     accelerator = Accelerator(
         cpu=devices().device.type == "cpu",
         mixed_precision=config.precision,
-        log_with=trackers or None,
+        log_with=config.tracker if config.tracker != "none" else None,
         project_dir=config.output,
     )
     if accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
